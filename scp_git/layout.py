@@ -1,0 +1,95 @@
+"""Every ref name and every path in our trees, as functions in both directions.
+
+See docs/format.md. Nothing here touches a repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from scp_git.ids import is_valid_id
+
+FORMAT = 1
+FORMAT_PATH = "FORMAT"
+FORMAT_BYTES = f"{FORMAT}\n".encode()
+TRAILER = f"Scp-Git: {FORMAT}"
+
+LEDGER_REF = "refs/heads/scp-ledger"
+ARCHIVE_REF = "refs/heads/scp-ledger-archive"
+NOTES_REF = "refs/notes/scp-chat"
+RUN_TAG_PREFIX = "refs/tags/scp/run/"
+
+VIEW_DIR = ".scp-ledger"
+VIEW_ADMIN_NAME = "scp-ledger"
+IGNORE_RULE = ".scp-ledger/"
+IGNORE_COMMENT = "# operational history, kept on the branch scp-ledger"
+
+RUNS = "ledger/runs"
+TRACES = "ledger/traces"
+THREADS = "chat/threads"
+RUN_CHAT = "chat/runs"
+ARCHIVED_RUNS = "runs"
+DELETED = "deleted"
+
+RUN_FILE = "run.json"
+EVENTS_FILE = "events.jsonl"
+MESSAGES_FILE = "messages.jsonl"
+
+_DATE_IN_ID = re.compile(r"run_(\d{4})-(\d{2})-(\d{2})T")
+_PART = re.compile(r"(events|messages)(?:-[A-Za-z0-9._-]+)?\.jsonl")
+
+
+def run_dir(run_id: str) -> str:
+    return f"{RUNS}/{run_id}"
+
+
+def archived_run_dir(run_id: str) -> str:
+    """``runs/<YYYY/MM/DD | other>/<2 hex of sha1(run_id)>/<run_id>``: a function of the id alone."""
+    match = _DATE_IN_ID.match(run_id)
+    day = "/".join(match.groups()) if match else "other"
+    return f"{ARCHIVED_RUNS}/{day}/{_shard(run_id)}/{run_id}"
+
+
+def deleted_path(kind: str, id: str) -> str:
+    """Where the deletion of a run, trace, thread or message is recorded, on the archive branch."""
+    return f"{DELETED}/{kind}/{_shard(id)}/{id}"
+
+
+def run_chat_dir(run_id: str) -> str:
+    return f"{RUN_CHAT}/{run_id}"
+
+
+def run_tag_ref(run_id: str) -> str:
+    return RUN_TAG_PREFIX + run_id
+
+
+def run_tag_name(run_id: str) -> str:
+    """The tag's short name, as it stands inside the tag object."""
+    return f"scp/run/{run_id}"
+
+
+def run_id_of_tag(ref: str) -> str | None:
+    """The run id of a full ref name, or ``None`` if it is no run tag with a valid id."""
+    run_id = ref.removeprefix(RUN_TAG_PREFIX)
+    return run_id if run_id != ref and is_valid_id(run_id) else None
+
+
+def part_name(stem: str, number: int) -> str:
+    """``events.jsonl``, ``events-0002.jsonl``, ...: the parts of one stream, counted from 1."""
+    return f"{stem}.jsonl" if number == 1 else f"{stem}-{number:04d}.jsonl"
+
+
+def is_part(stem: str, name: str) -> bool:
+    """Whether a file of a folder belongs to the stream ``events`` or ``messages``."""
+    match = _PART.fullmatch(name)
+    return match is not None and match[1] == stem
+
+
+def note_path(object_id: str) -> str:
+    """Where we write the note on an object: one fan-out level, 2/38."""
+    return f"{object_id[:2]}/{object_id[2:]}"
+
+
+def _shard(id: str) -> str:
+    return hashlib.sha1(id.encode(), usedforsecurity=False).hexdigest()[:2]

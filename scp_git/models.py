@@ -1,0 +1,103 @@
+"""The records that users build and get back. Plain pydantic models, mutable, unknown fields kept.
+
+Ids and start or creation times are made when a model is built. Times are
+normalised to ``2026-02-17T20:45:00.000000+00:00``. Every value must be plain JSON
+(see ``codec.check_json``); anything else is a ``ValidationError`` at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from scp_git.codec import check_json
+from scp_git.ids import format_time, make_id, now_iso, parse_time
+
+
+def _normalise_time(value: object) -> object:
+    if isinstance(value, datetime):
+        return format_time(value)
+    if isinstance(value, str) and value:
+        return format_time(parse_time(value))
+    return value
+
+
+Time = Annotated[str, BeforeValidator(_normalise_time)]
+"""A stored time, or empty; ``datetime`` and any ISO 8601 spelling are accepted."""
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Status = Literal["ok", "failed", "partial"]
+
+
+class Record(BaseModel):
+    """What all records share: unknown fields are kept, values are plain JSON."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _plain_json(self) -> Self:
+        for name, value in self:
+            if isinstance(value, BaseModel):
+                continue
+            if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+                continue
+            try:
+                check_json(value)
+            except ValueError as exc:
+                raise ValueError(f"{name}: {exc}") from None
+        return self
+
+
+class Run(Record):
+    """An operation that was executed.
+
+    ``user`` and ``code_ref`` may stay empty: recording fills them with the git
+    identity and HEAD. So may ``ended_at`` and ``duration_ms``.
+    """
+
+    run_id: str = ""
+    type: str
+    subtype: str = ""
+    status: Status = "ok"
+    user: str = ""
+    code_ref: str = ""
+    started_at: Time = ""
+    ended_at: Time = ""
+    duration_ms: Count = 0
+    environment: str = ""
+    modules_affected: list[str] = Field(default_factory=list)
+    summary: str = ""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _anchor_is_ours(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "anchor" in value:
+            raise ValueError("'anchor' is a reserved name: it is set when the run is recorded")
+        return value
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        # Written past __setattr__ so that what we fill does not count as set by the caller.
+        if not self.started_at:
+            self.__dict__["started_at"] = now_iso()
+        if not self.run_id:
+            self.__dict__["run_id"] = make_id("run", self.started_at, self.type)
+        return self
+
+
+class RunEvent(Record):
+    """One step of a run; ``seq`` counts from 1 and ``ts`` is the recording time where they are left out."""
+
+    seq: Count = 0
+    ts: Time = ""
+    type: str = ""
+    adapter: str = ""
+    action_id: str = ""
+    target: str = ""
+    status: str = ""
+    duration_ms: Count = 0
+    detail: dict[str, Any] = Field(default_factory=dict)

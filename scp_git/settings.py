@@ -1,0 +1,60 @@
+"""What a user may choose, with the defaults and the bounds; also read from git config ``scp.*``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scp_git.errors import ScpGitError
+
+
+class Settings(BaseModel):
+    """How one store behaves. Frozen.
+
+    In git config a field is spelled without underscores, e.g. ``scp.lockTimeoutS``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    durability: Literal["full", "os"] = "full"
+    """``full``: what was acknowledged survives power loss. ``os``: SIGKILL only, as no fsync is issued."""
+    hot_max: int = Field(512, ge=0)
+    """Reserved for the archive: how many runs the ledger branch may hold. Without effect in this version."""
+    hot_min: int = Field(256, ge=0)
+    """Reserved for the archive, see ``hot_max``. Without effect in this version."""
+    lock_timeout_s: float = Field(30.0, gt=0, le=3600)
+    """How long a write waits for other processes before it is withdrawn with ``RepositoryBusy``."""
+    network_timeout_s: float = Field(30.0, gt=0, le=3600)
+    """Reserved for push and pull. Nothing in this version talks to a network."""
+    max_batch: int = Field(512, ge=1, le=100_000)
+    """At most so many writes share one commit."""
+    max_batch_bytes: int = Field(8 * 1024 * 1024, ge=1)
+    """A commit takes no further write once it holds so many bytes."""
+    queue_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    """Waiting writes may hold so many bytes; beyond that further ones are refused (``RepositoryBusy``)."""
+    idle_s: float = Field(5.0, gt=0)
+    """The writer thread ends after so many idle seconds; the next write starts it again."""
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, str]) -> Settings:
+        """Build from git config ``scp.*`` (keys lower-case, without section); unknown keys are ignored."""
+        fields = {name.replace("_", ""): name for name in cls.model_fields}
+        chosen = {fields[key]: value for key, value in values.items() if key in fields}
+        try:
+            return cls.model_validate(chosen)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            raise InvalidSettings(str(first["loc"][0]), first["msg"]) from exc
+
+
+class InvalidSettings(ScpGitError, ValueError):
+    """A value in git config ``scp.*`` that cannot be used."""
+
+    code = "invalid-settings"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"git config scp.{name.replace('_', '')}: {reason}")
+        self.name = name
+        self.reason = reason
