@@ -1,0 +1,316 @@
+"""Making transactions: under the gate, heal, let operations edit, publish, then show it in the view.
+
+One committer per repository and process; it is used by one thread at a time (the
+writer thread). What it remembers between transactions (parsed trees, the view's
+index) is checked against the refs each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from scp_git.errors import RepositoryBusy, ScpGitError, UnsupportedRepository
+from scp_git.git.anchors import read_record
+from scp_git.git.deferred import Deferred
+from scp_git.git.files import CheckedRecord, boot_id, sync_dir
+from scp_git.git.handle import Odb, Repository, translated
+from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, recover
+from scp_git.git.locks import Gate, LockFile
+from scp_git.git.objects import BLOB, COMMIT, TAG, ObjectStore, encode_commit, tag_target
+from scp_git.git.pack import Pack, encode_entry, write_pack
+from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
+from scp_git.git.transaction import Operation, Transaction
+from scp_git.git.tree import EMPTY_TREE, raw_oid
+from scp_git.git.view import View
+from scp_git.layout import (
+    FORMAT,
+    FORMAT_BYTES,
+    FORMAT_PATH,
+    LEDGER_REF,
+    RUN_TAG_PREFIX,
+    TRAILER,
+    deleted_path,
+)
+
+log = logging.getLogger(__name__)
+
+Outcome = Any
+"""What an operation returned, or the ``ScpGitError`` with which it failed alone."""
+
+_MAX_LISTED = 100
+_ODB_USES = 500
+_PACK_TAGS_FROM = 512
+
+
+class Committer:
+    """Turns operations into transactions on one repository."""
+
+    def __init__(self, repository: Repository, *, durability: str, lock_timeout_s: float) -> None:
+        self.repository = repository
+        self.sync = durability == "full"
+        self.lock_timeout_s = lock_timeout_s
+        self.folder = repository.common_dir / "scp"
+        self.gate = Gate(self.folder)
+        self.publisher = Publisher(repository.common_dir, repository.refs, sync=self.sync)
+        self.view = View(repository, repository.main_root) if repository.main_root else None
+        self.deferred = Deferred(self.folder, sync=self.sync)
+        self._tips = CheckedRecord(self.folder / "tips")
+        self._odb: Odb | None = None
+        self._objects_changed = False
+        self._kept: tuple[Tips, Beginning] | None = None
+        self._boot = boot_id()
+        self._ignored = False
+
+    # ------------------------------------------------------------ the gate
+
+    def take_gate(self) -> None:
+        """Become the one writer; blocks until the others are done."""
+        with translated("taking the gate"):
+            if not self.folder.is_dir():  # its parent must exist: a removed repository is not made again
+                self.folder.mkdir(exist_ok=True)
+                if self.sync:
+                    sync_dir(self.folder.parent)
+            self.gate.take()
+
+    def release_gate(self) -> None:
+        self.gate.release()
+
+    # ------------------------------------------------------------ one transaction
+
+    def run(self, operations: Sequence[Operation[Any]]) -> list[Outcome]:
+        """Apply operations in one transaction and publish it; call with the gate held.
+
+        Returns one outcome per operation: its result, or the ``ScpGitError`` with
+        which it failed alone. An error that concerns all of them is raised.
+        """
+        deadline = time.monotonic() + self.lock_timeout_s
+        while True:
+            try:
+                with translated("writing to the ledger"):
+                    return self._attempt(operations, deadline)
+            except RefMoved as exc:
+                self._kept = None
+                if time.monotonic() > deadline:
+                    raise RepositoryBusy(f"the ref {exc}", self.lock_timeout_s) from exc
+            except BaseException:
+                self._kept = None
+                raise
+
+    def _attempt(self, operations: Sequence[Operation[Any]], deadline: float) -> list[Outcome]:
+        store = ObjectStore(self._reader())
+        elsewhere = recover(self.publisher, store.base, deadline)
+        tips = self._tips.read() or {}
+        beginning = self._begin(store, tips, elsewhere)
+        tx = Transaction(self.repository, store, *beginning.trees(), seconds=int(time.time()))
+        self._check_format(tx)
+        self._project_merged(tx, beginning)
+        tx.deferred = self.deferred.settle(tx)
+        outcomes = [tx.attempt(operation) for operation in operations]
+        new = self._publish(tx, beginning, deadline, tips)
+        self._keep(new, beginning)
+        return outcomes
+
+    def _reader(self) -> Odb:
+        if self._odb is None or self._odb.uses >= _ODB_USES or self._objects_changed:
+            self._objects_changed = False
+            self._odb = self.repository.open_odb()
+        self._odb.uses += 1
+        return self._odb
+
+    def forget_objects(self) -> None:
+        """Open the object database anew next time: packs were merged, and libgit2 keeps old ones mapped."""
+        self._objects_changed = True
+
+    def pack_tags(self) -> None:
+        """Move loose run tags into ``packed-refs`` once they are many; call with the gate held."""
+        folder = self.repository.common_dir / RUN_TAG_PREFIX
+        if not folder.is_dir() or len(os.listdir(folder)) < _PACK_TAGS_FROM:
+            return
+        with translated("packing tags"):
+            reader = self._reader()
+            peeled = {}
+            for name, oid in self.repository.refs.loose(RUN_TAG_PREFIX):
+                found = reader.read(oid)
+                if found and found[0] == TAG:
+                    peeled[name] = tag_target(found[1])
+            self.publisher.pack_tags(peeled, time.monotonic() + 1)
+
+    # ------------------------------------------------------------ beginning
+
+    def _begin(self, store: ObjectStore, tips: dict[str, Any], elsewhere: Tips) -> Beginning:
+        """The healed state; the trees of the last transaction are used again if nobody wrote since."""
+        known: Tips = {ref: tips.get("refs", {}).get(ref) for ref in BRANCHES}
+        refs = self.repository.refs
+        kept, self._kept = self._kept, None
+        if kept and not elsewhere and kept[0] == known:
+            beginning = kept[1]
+            if all(refs.read_direct(ref) == known[ref] for ref in BRANCHES):
+                for editor in beginning.editors.values():
+                    editor.store = store
+                    editor.start()
+                return beginning
+        return begin(store, refs, known, elsewhere)
+
+    def _keep(self, tips: Tips, beginning: Beginning) -> None:
+        for ref, base in beginning.bases.items():
+            oid = tips[ref]
+            base.current = oid
+            base.parents = [oid] if oid else []
+            base.candidates = {beginning.editors[ref].write(): oid} if oid else {}
+        beginning.report, beginning.merged = None, []
+        self._kept = tips, beginning
+
+    def _check_format(self, tx: Transaction) -> None:
+        for editor in (tx.ledger, tx.archive):
+            check_format(self.repository, editor.read(FORMAT_PATH))
+
+    def _project_merged(self, tx: Transaction, beginning: Beginning) -> None:
+        """After a merge, make and replace the tags of the runs that came in; drop those of deleted ones."""
+        report = beginning.report
+        if report is None:
+            return
+        replaced = frozenset(report.replaced_tags)
+        for run_id in sorted(report.runs):
+            if tx.is_deleted("run", run_id):
+                record = read_record(tx.archive, deleted_path("run", run_id)) or {}
+                if tx.tag(run_id) in (record.get("tags") or ()):
+                    tx.remove_tag(run_id)
+            else:
+                tx.project_tag(run_id, replacing=replaced)
+        tx.subjects.append("merge what was not written by scp_git")
+
+    # ------------------------------------------------------------ publishing
+
+    def _publish(self, tx: Transaction, beginning: Beginning, deadline: float, tips: dict[str, Any]) -> Tips:
+        branches = self._branch_changes(tx, beginning)
+        new: Tips = {change.name: change.new for change in branches}
+        changes = [change for change in [*branches, *tx.tags.values()] if change.new != change.old]
+        if tx.deferred != self.deferred.read():
+            self.deferred.write(tx.deferred)
+        mode = self._view_mode(tx, beginning, tips, new)
+        if not changes and mode is None and tips.get("refs") == new:
+            return new
+        shown = tips.get("view")
+        lock = self._view_lock(mode)
+        try:
+            pack = self._write_pack(tx) if changes else None
+            try:
+                self.publisher.publish(changes, deadline, [lock] if lock else [])
+            except (RefMoved, RepositoryBusy):
+                if pack:
+                    pack.discard()
+                raise
+            if pack:
+                pack.release()
+            if lock and lock.held and self._show(tx, lock, str(mode)):
+                shown = new[LEDGER_REF]
+        finally:
+            if lock:
+                lock.release()
+        self._remember(new, shown)
+        return new
+
+    def _remember(self, refs: Tips, shown: str | None) -> None:
+        """Note what was published; only a hint, so a failure is no failure of the write."""
+        try:
+            self._tips.write({"boot": self._boot, "refs": refs, "view": shown}, sync=False)
+        except OSError as exc:
+            log.warning("scp/tips could not be written: %s", exc)
+        self.publisher.done()
+
+    def _branch_changes(self, tx: Transaction, beginning: Beginning) -> list[RefChange]:
+        """One change per branch, in the order of publication; new commits are added to the store."""
+        for editor in (tx.ledger, tx.archive):
+            wanted = editor.touched() or (editor is tx.ledger and tx.start_ledger)
+            if wanted and editor.blob(FORMAT_PATH) is None:
+                editor.put(FORMAT_PATH, FORMAT_BYTES)
+        changes = []
+        for ref in BRANCHES:
+            base = beginning.bases[ref]
+            tree = beginning.editors[ref].write()
+            new = base.candidates.get(tree, base.current if tree == EMPTY_TREE and not base.parents else None)
+            if new is None and (tree != EMPTY_TREE or base.parents):
+                stamp = tx.identity.stamp(tx.seconds)
+                new = tx.store.add(COMMIT, encode_commit(tree, base.parents, stamp, _message(tx.subjects)))
+            changes.append(RefChange(ref, base.current, new))
+        return changes
+
+    def _write_pack(self, tx: Transaction) -> Pack | None:
+        entries = [encode_entry(oid, kind, data) for oid, (kind, data) in tx.store.added.items()]
+        return write_pack(self.repository.common_dir, entries, sync=self.sync) if entries else None
+
+    # ------------------------------------------------------------ the view
+
+    def _view_mode(
+        self, tx: Transaction, beginning: Beginning, tips: dict[str, Any], new: Tips
+    ) -> str | None:
+        """How the view must follow: not at all, the changed files, all that the index says, or every file."""
+        if self.view is None or new[LEDGER_REF] is None:
+            return None
+        if not self._ignored or tx.verify_view:
+            self._ignore(self.view)
+        if not self.view.healthy() or tips.get("boot") != self._boot or tx.verify_view:
+            return "deep"
+        if tips.get("view") != beginning.bases[LEDGER_REF].current or LEDGER_REF in beginning.merged:
+            return "all"
+        return "changed" if new[LEDGER_REF] != tips.get("view") else None
+
+    def _ignore(self, view: View) -> None:
+        try:
+            view.ignore()
+            self._ignored = True
+        except (ScpGitError, OSError) as exc:
+            log.warning("git cannot be told to ignore the view: %s", exc)
+
+    def _view_lock(self, mode: str | None) -> LockFile | None:
+        if self.view is None or mode is None:
+            return None
+        try:
+            if not self.view.healthy():
+                self.view.attach()
+        except ScpGitError as exc:
+            log.warning("the view is not there: %s", exc)
+            return None
+        return self.view.lock(self.folder / f"{SCRATCH_PREFIX}view")
+
+    def _show(self, tx: Transaction, lock: LockFile, mode: str) -> bool:
+        """Bring the view to the new ledger. The write has succeeded already: a failure is made up later."""
+        assert self.view is not None
+
+        def read(oid: str) -> bytes:
+            return tx.store.read(oid, BLOB)
+
+        try:
+            if mode == "changed":
+                self.view.apply(tx.ledger.touched(), read, lock)
+            else:
+                files = ((path, raw_oid(raw)) for path, raw in tx.ledger.files())
+                self.view.compare(files, read, lock, deep=mode == "deep")
+        except (ScpGitError, OSError) as exc:
+            log.warning("the view could not follow, a later write makes it up: %s", exc)
+            self.view.index.clear()
+            return False
+        return True
+
+
+def check_format(repository: Repository, data: bytes | None) -> None:
+    """Raise ``UnsupportedRepository`` if a FORMAT file names a later format, or cannot be read."""
+    text = (data or FORMAT_BYTES).strip()
+    if not text.isdigit() or len(text) > 9 or int(text) > FORMAT:
+        shown = text[:20].decode("ascii", "replace")
+        reason = f"the ledger has format {shown!r}, this version knows {FORMAT}; upgrade scp_git"
+        raise UnsupportedRepository(repository.root, reason)
+
+
+def _message(subjects: list[str]) -> str:
+    lines = ["".join(c if c.isprintable() else " " for c in subject)[:200] for subject in subjects]
+    if len(lines) <= 1:
+        body = lines[0] if lines else "ledger: start"
+    else:
+        body = "\n".join([f"ledger: {len(lines)} changes", "", *lines[:_MAX_LISTED]])
+        body += f"\n... and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
+    return f"{body}\n\n{TRAILER}\n"

@@ -1,0 +1,207 @@
+"""The gate, and git's own ``.lock`` files.
+
+The *gate* is one blocking ``flock`` for all writers of a repository; the kernel
+frees it when its holder dies. Behind it stand git's lock files, as stock git does
+not know the gate. A lock file's inode is known, and named in the intent, before
+the lock exists: so a lock that a killed process of ours left is told from a
+living one of git's and goes at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import time
+import weakref
+from pathlib import Path
+
+from scp_git.errors import RepositoryBusy
+from scp_git.git.files import boot_time, make_dirs, unlink, write_all
+
+log = logging.getLogger(__name__)
+
+REF_LOCK_STALE_S = 60.0
+"""git holds a ref lock for milliseconds; one that stood unchanged so long has no owner."""
+INDEX_LOCK_STALE_S = 2 * 3600.0
+"""An editor that git has opened may hold the view's index for an hour."""
+_POLL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS}
+
+_gates: weakref.WeakSet[Gate] = weakref.WeakSet()
+
+
+class Gate:
+    """Mutual exclusion of all writers of one repository, in all processes.
+
+    Take it in the writer thread only: it blocks without a limit, and callers'
+    deadlines are waited for elsewhere.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "gate"
+        self._fd = -1
+        _gates.add(self)
+
+    def take(self) -> None:
+        """Hold the gate; blocks until it is free."""
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink:
+                    self._fd = fd
+                    return
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # the file was removed meanwhile; others hold another one
+
+    def release(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def forget(self) -> None:
+        """In a forked child: close the descriptor, which would hold the parent's gate."""
+        self.release()
+
+
+def _after_fork() -> None:
+    for gate in _gates:
+        gate.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class LockFile:
+    """One ``<target>.lock``; its content becomes the target by ``commit``."""
+
+    def __init__(self, target: Path, scratch: Path, content: bytes, *, sync: bool) -> None:
+        self.target = target
+        self.path = target.with_name(target.name + ".lock")
+        self._scratch = scratch
+        self._content = content
+        self._sync = sync
+        self.held = False
+        unlink(scratch)
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            write_all(fd, content)
+            if sync:
+                os.fsync(fd)
+            self.inode = os.fstat(fd).st_ino
+        finally:
+            os.close(fd)
+
+    def take(self, deadline: float, stale_after_s: float = REF_LOCK_STALE_S) -> None:
+        """Create the lock, waiting until ``deadline`` (``time.monotonic``) for another holder.
+
+        Raises ``RepositoryBusy`` when the deadline passes, ``OSError`` when it cannot be created.
+        """
+        started, turn = time.monotonic(), 0
+        while not self._try():
+            if heal_lock(self.path, stale_after_s):
+                continue
+            now = time.monotonic()
+            if now >= deadline:
+                raise RepositoryBusy(str(self.path), now - started)
+            time.sleep(min(_POLL_S[min(turn, len(_POLL_S) - 1)], max(deadline - now, 0)))
+            turn += 1
+        self.held = True
+
+    def _try(self) -> bool:
+        make_dirs(self.path.parent, sync=self._sync)
+        try:
+            os.link(self._scratch, self.path, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # git removes empty ref folders; the next turn makes it again
+            if not self._scratch.exists():
+                raise
+            return False
+        except OSError as exc:
+            if exc.errno not in _NO_LINKS:
+                raise
+            return self._try_without_links()
+        unlink(self._scratch)
+        return True
+
+    def _try_without_links(self) -> bool:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(self.path, flags, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            write_all(fd, self._content)
+            if self._sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        unlink(self._scratch)
+        return True
+
+    def fill(self, content: bytes, *, sync: bool) -> None:
+        """Replace the content of a lock that is held."""
+        fd = os.open(self.path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            write_all(fd, content)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def commit(self) -> None:
+        """Make the lock's content the target's; the folder is not synced here."""
+        try:
+            os.rename(self.path, self.target)
+        except OSError as exc:
+            if not self.target.is_dir():
+                raise
+            # git leaves empty folders where refs were; one in our way may go.
+            try:
+                os.removedirs(self.target)
+            except OSError:
+                raise exc from None
+            make_dirs(self.target.parent, sync=False)
+            os.rename(self.path, self.target)
+        self.held = False
+
+    def release(self) -> None:
+        """Give the lock up, and remove what is left of it."""
+        if self.held:
+            unlink(self.path)
+            self.held = False
+        unlink(self._scratch)
+
+
+def heal_lock(path: Path, stale_after_s: float) -> bool:
+    """Remove a lock whose holder must be dead; True if it is gone.
+
+    Dead is what is older than the machine's start, or unchanged for
+    ``stale_after_s``. Locks of ours are judged by the intent instead.
+    """
+    try:
+        stat = os.lstat(path)
+    except FileNotFoundError:
+        return True
+    age = time.time() - stat.st_mtime
+    if stat.st_mtime >= boot_time() - 1 and age < stale_after_s:
+        return False
+    log.warning("removing the stale lock %s, unchanged for %.0f s", path.name, age)
+    unlink(path)
+    return True
+
+
+def remove_own_lock(path: Path, inode: int) -> None:
+    """Remove a lock that the intent of a dead process names, if it still is that one."""
+    try:
+        if os.lstat(path).st_ino != inode:
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    log.warning("removing %s, left by a process that was killed", path.name)
+    unlink(path)

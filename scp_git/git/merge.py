@@ -1,0 +1,385 @@
+"""Merging two states: a function of what is there on both sides, not of histories.
+
+No merge base is needed, so unrelated and shallow histories merge as well, and the
+result does not depend on who merges or in which order (DESIGN: "Merging"). Absence
+never deletes; only a record under ``deleted/`` does. Equal subtrees are skipped.
+What is taken over is checked: regular files with plain names only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from scp_git.codec import JsonObject, dump_pretty, tag_message
+from scp_git.git.anchors import State, read_record, run_tag
+from scp_git.git.lines import merge_events, merge_messages, merge_parts, parse_line, revision
+from scp_git.git.notes import list_notes, note_target, read_note, remove_note, write_note
+from scp_git.git.objects import BLOB, TAG, Anchor, hash_object
+from scp_git.git.tree import Tree, TreeEditor, decode_name, is_dir, raw_mode, raw_oid
+from scp_git.ids import is_valid_id
+from scp_git.layout import (
+    ARCHIVED_RUNS,
+    DELETED,
+    FORMAT_PATH,
+    MESSAGES_FILE,
+    RUN_CHAT,
+    RUN_FILE,
+    RUNS,
+    THREADS,
+    TRACES,
+    archived_run_dir,
+    deleted_path,
+    is_part,
+    run_chat_dir,
+    run_dir,
+)
+
+log = logging.getLogger(__name__)
+
+_REGULAR = (b"100644", b"100755")
+
+
+@dataclass(slots=True)
+class MergeReport:
+    """What a merge did beyond taking things over."""
+
+    runs: set[str] = field(default_factory=set)
+    """Runs that came in or changed; their tags may be missing or must be replaced."""
+    replaced_tags: dict[str, str] = field(default_factory=dict)
+    """Tag object ids that no anchor gives any more, and the run they belonged to."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Runs that shared an id with another run: new id to old id."""
+    refused: list[str] = field(default_factory=list)
+    """Paths that were not taken over: symlinks, submodules, bad names, bad ids."""
+
+
+def merge_states(ours: State, theirs: State) -> MergeReport:
+    """Make ``ours`` the union of both states; ``theirs`` is only read."""
+    merge = _Merge(ours, theirs)
+    merge.deletions()
+    merge.runs()
+    merge.files()
+    merge.notes()
+    merge.apply_deletions()
+    for path in merge.report.refused:
+        log.warning("not merged, as it is no plain file with a plain name: %r", path)
+    return merge.report
+
+
+class _Merge:
+    def __init__(self, ours: State, theirs: State) -> None:
+        self.ours = ours
+        self.theirs = theirs
+        self.report = MergeReport()
+        self.new_deletions: list[tuple[str, str]] = []
+        self.moved_notes: list[tuple[str, str]] = []  # old tag id, surviving run id
+
+    # ------------------------------------------------------------ deletions
+
+    def deletions(self) -> None:
+        for path, _ in _differing(self.ours.archive, self.theirs.archive, DELETED):
+            kind, id = _deleted_key(path)
+            record = read_record(self.theirs.archive, path)
+            if record is None or not is_valid_id(id) or path != deleted_path(kind, id):
+                self.report.refused.append(path)
+                continue
+            mine = read_record(self.ours.archive, path)
+            merged = _merge_deletion(mine, record) if mine else record
+            self.ours.archive.put(path, dump_pretty(merged))
+            self.new_deletions.append((kind, id))
+
+    def deleted(self, kind: str, id: str) -> bool:
+        return self.ours.archive.blob(deleted_path(kind, id)) is not None
+
+    # ------------------------------------------------------------ runs
+
+    def runs(self) -> None:
+        candidates = {_name(path) for path in _differing_dirs(self.ours.ledger, self.theirs.ledger, RUNS)}
+        candidates |= {
+            path.rsplit("/", 2)[-2]
+            for path, _ in _differing(self.ours.archive, self.theirs.archive, ARCHIVED_RUNS)
+            if path.count("/") >= 2
+        }
+        for run_id in sorted(candidates):
+            if is_valid_id(run_id):
+                self._merge_run(run_id)
+            else:
+                self.report.refused.append(f"{RUNS}/{run_id}")
+
+    def _merge_run(self, run_id: str) -> None:
+        hot, cold = run_dir(run_id), archived_run_dir(run_id)
+        places = (
+            (self.ours.ledger, hot),
+            (self.ours.archive, cold),
+            (self.theirs.ledger, hot),
+            (self.theirs.archive, cold),
+        )
+        archived = any(editor.has_dir(path) for editor, path in places[1::2])
+        copies = [_Copy(self._files_of(editor, path)) for editor, path in places if editor.has_dir(path)]
+        self.report.runs.add(run_id)
+        self.ours.ledger.remove(hot)
+        self.ours.archive.remove(cold)
+        groups: dict[str, list[_Copy]] = {}
+        for copy in copies:
+            groups.setdefault(copy.message, []).append(copy)
+        ordered = sorted(groups.items(), key=lambda item: (item[1][0].started_at, item[0]))
+        for position, (message, group) in enumerate(ordered):
+            survivor = run_id if position == 0 else _other_id(run_id, message)
+            self._store_run(survivor, run_id, group, archived=archived)
+
+    def _files_of(self, editor: TreeEditor, folder: str) -> dict[str, bytes]:
+        """The regular files of one run, by name."""
+        files = {}
+        for path, raw in editor.files(folder):
+            name = path[len(folder) + 1 :]
+            if raw_mode(raw) in _REGULAR and _plain_name(name):
+                files[name] = editor.read(path) or b""
+            else:
+                self.report.refused.append(path)
+        return files
+
+    def _store_run(self, run_id: str, old_id: str, copies: list[_Copy], *, archived: bool) -> None:
+        """Store one run that all ``copies`` are copies of, with the union of their events."""
+        best = min(copies, key=lambda copy: copy.rank(old_id))
+        editor = self.ours.archive if archived else self.ours.ledger
+        folder = archived_run_dir(run_id) if archived else run_dir(run_id)
+        files = {name: data for copy in reversed(copies) for name, data in copy.others().items()}
+        files |= best.others() | merge_parts("events", [copy.files for copy in copies])
+        if run_id == old_id:
+            files[RUN_FILE] = best.files.get(RUN_FILE, b"")
+        else:
+            self.report.renamed[run_id] = old_id
+            self.report.runs.add(run_id)
+            files[RUN_FILE] = dump_pretty({**best.record, "run_id": run_id})
+        for name, data in files.items():
+            editor.put(f"{folder}/{name}", data)
+        kept = best.tag_id(run_id)
+        for old in {copy.tag_id(old_id) for copy in copies} - {kept, None}:
+            assert old is not None
+            self.report.replaced_tags[old] = run_id
+            self.moved_notes.append((old, run_id))
+
+    # ------------------------------------------------------------ all other files
+
+    def files(self) -> None:
+        for mine, their in ((self.ours.ledger, self.theirs.ledger), (self.ours.archive, self.theirs.archive)):
+            for path, raw in _differing(mine, their, ""):
+                if path.startswith((f"{RUNS}/", f"{ARCHIVED_RUNS}/", f"{DELETED}/")):
+                    continue
+                self._take_file(mine, path, their, raw)
+
+    def _take_file(self, mine: TreeEditor, path: str, their: TreeEditor, raw: bytes) -> None:
+        """Merge one file of theirs into ours: JSONL as a set of lines, JSON by its revision."""
+        if raw_mode(raw) not in _REGULAR or not all(_plain_name(part) for part in path.split("/")):
+            self.report.refused.append(path)
+            return
+        present = mine.blob(path)
+        if present is None and not mine.has_dir(path):
+            _take(mine, path, their)
+        elif present is None or present == raw_oid(raw):
+            return
+        elif is_part("messages", _name(path)):
+            _put(mine, path, merge_messages([mine.read(path), their.read(path)]))
+        elif is_part("events", _name(path)):
+            _put(mine, path, b"".join(merge_events([mine.read(path), their.read(path)])))
+        elif _precedence(their, path) < _precedence(mine, path):
+            _take(mine, path, their)
+
+    # ------------------------------------------------------------ notes
+
+    def notes(self) -> None:
+        mine, their = self.ours.notes, self.theirs.notes
+        known = list_notes(mine)
+        for path, raw in _differing(mine, their, ""):
+            target = note_target(path)
+            if target is None or raw_mode(raw) not in _REGULAR:
+                self.report.refused.append(path)
+            elif target not in known:
+                write_note(mine, target, read_note(their, target) or b"")
+            else:
+                lines = merge_messages([read_note(mine, target), read_note(their, target)])
+                if lines != read_note(mine, target):
+                    write_note(mine, target, lines)
+        for old, run_id in self.moved_notes:
+            self._move_note(old, run_id)
+
+    def _move_note(self, old: str, run_id: str) -> None:
+        """The note under a tag id that no anchor gives any more becomes messages of the run."""
+        data = read_note(self.ours.notes, old)
+        if data:
+            path = f"{run_chat_dir(run_id)}/{MESSAGES_FILE}"
+            _put(self.ours.ledger, path, merge_messages([self.ours.ledger.read(path), data]))
+        remove_note(self.ours.notes, old)
+
+    # ------------------------------------------------------------ what deletions cover
+
+    def apply_deletions(self) -> None:
+        for kind, id in self.new_deletions:
+            if kind == "run":
+                self._delete_run(id)
+            elif kind in ("thread", "trace"):
+                root = THREADS if kind == "thread" else TRACES
+                self.ours.ledger.remove(f"{root}/{id}")
+        gone = {id for kind, id in self.new_deletions if kind == "message"}
+        for run_id in list(self.report.runs):
+            if self.deleted("run", run_id):
+                self._delete_run(run_id)
+        for root, kind in ((THREADS, "thread"), (TRACES, "trace"), (RUN_CHAT, "run")):
+            for id in self.ours.ledger.names(root):
+                if self.deleted(kind, id):
+                    self.ours.ledger.remove(f"{root}/{id}")
+        if self.ours.archive.has_dir(f"{DELETED}/message"):
+            self._drop_messages(gone)
+
+    def _delete_run(self, run_id: str) -> None:
+        record = read_record(self.ours.archive, deleted_path("run", run_id)) or {}
+        tags = record.get("tags")
+        for tag in tags if isinstance(tags, list) else ():
+            if isinstance(tag, str):
+                remove_note(self.ours.notes, tag)
+        self.ours.ledger.remove(run_dir(run_id))
+        self.ours.archive.remove(archived_run_dir(run_id))
+        self.ours.ledger.remove(run_chat_dir(run_id))
+        self.report.runs.add(run_id)
+
+    def _drop_messages(self, gone: set[str]) -> None:
+        """Deleted messages go from every file that this merge changed, new deletions from all files."""
+        for editor, root in ((self.ours.ledger, "chat"), (self.ours.notes, "")):
+            changed = set(editor.touched())
+            for path, _ in list(editor.files(root)):
+                if gone or path in changed:
+                    _put(editor, path, self._without_deleted(editor.read(path) or b""))
+
+    def _without_deleted(self, data: bytes) -> bytes:
+        lines = data.split(b"\n")
+        kept = [line for line in lines if not self._is_deleted(line)]
+        return data if len(kept) == len(lines) else b"\n".join(kept)
+
+    def _is_deleted(self, line: bytes) -> bool:
+        id = parse_line(line).get("id")
+        return is_valid_id(id) and self.deleted("message", str(id))
+
+
+class _Copy:
+    """One copy of a run: its files by name, and what its run.json says."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.record: JsonObject = parse_line(files.get(RUN_FILE, b""))
+        try:
+            self.message = tag_message(self.record)
+        except ValueError:
+            self.message = ""
+        self.started_at = str(self.record.get("started_at", "~"))
+
+    def others(self) -> dict[str, bytes]:
+        return {n: d for n, d in self.files.items() if n != RUN_FILE and not is_part("events", n)}
+
+    def tag_id(self, run_id: str) -> str | None:
+        """The id of the tag object that this copy's anchor gives under ``run_id``."""
+        anchor = Anchor.parse(self.record.get("anchor"))
+        if anchor is None:
+            return None
+        record = {**self.record, "run_id": run_id}
+        try:
+            return hash_object(TAG, run_tag(run_id, record, anchor))
+        except ValueError:
+            return None
+
+    def rank(self, run_id: str) -> tuple[str, str]:
+        """With an anchor before without, then the smaller tag id, then the smaller blob id."""
+        return self.tag_id(run_id) or "~", hash_object(BLOB, self.files.get(RUN_FILE, b""))
+
+
+# ---------------------------------------------------------------- comparing trees
+
+
+def _differing(mine: TreeEditor, their: TreeEditor, root: str) -> Iterator[tuple[str, bytes]]:
+    """Files of theirs that ours has not, or has with other content; equal subtrees are skipped."""
+    theirs = their.folder(root)
+    if theirs is None:
+        return
+    ours = mine.folder(root)
+    for name, raw in list(theirs.raw_items().items()):
+        if ours is not None and _same(ours, name, raw):
+            continue
+        path = f"{root}/{decode_name(name)}" if root else decode_name(name)
+        if is_dir(raw):
+            yield from _differing(mine, their, path)
+        else:
+            yield path, raw
+
+
+def _differing_dirs(mine: TreeEditor, their: TreeEditor, root: str) -> list[str]:
+    theirs, ours = their.folder(root), mine.folder(root)
+    if theirs is None:
+        return []
+    return [
+        f"{root}/{decode_name(name)}"
+        for name, raw in theirs.raw_items().items()
+        if is_dir(raw) and (ours is None or not _same(ours, name, raw))
+    ]
+
+
+def _same(ours: Tree, name: bytes, raw: bytes) -> bool:
+    """Whether our entry equals theirs; an opened subtree of ours may have changed."""
+    child = ours.children.get(name)
+    return child.oid == raw_oid(raw) if child is not None else ours.raw(name) == raw
+
+
+def _take(mine: TreeEditor, path: str, their: TreeEditor) -> None:
+    """Copy a file; its blob is added again, as theirs may be reachable from nowhere soon."""
+    data = their.read(path)
+    if data is not None:
+        mine.put(path, data)
+
+
+def _put(editor: TreeEditor, path: str, data: bytes) -> None:
+    if data != editor.read(path):
+        editor.put(path, data)
+
+
+# ---------------------------------------------------------------- which version wins
+
+
+def _precedence(editor: TreeEditor, path: str) -> tuple[object, ...]:
+    """Which of two versions of a file wins: the higher format or ``rev``, then the smaller blob id."""
+    oid = editor.blob(path) or "~"
+    if path == FORMAT_PATH:
+        data = (editor.read(path) or b"").strip()
+        return -(int(data) if data.isdigit() else 0), oid
+    return -revision(read_record(editor, path) or {}), oid
+
+
+def _merge_deletion(mine: JsonObject, their: JsonObject) -> JsonObject:
+    """The union of the known tags and the smaller (``ts``, ``user``)."""
+    first = min(mine, their, key=lambda r: (str(r.get("ts", "")), str(r.get("user", ""))))
+    tags = {tag for r in (mine, their) for tag in r.get("tags", ()) if isinstance(tag, str)}
+    return {**first, "tags": sorted(tags)} if tags else first
+
+
+def _deleted_key(path: str) -> tuple[str, str]:
+    parts = path.split("/")
+    return (parts[1], parts[3]) if len(parts) == 4 else ("", "")
+
+
+def _other_id(run_id: str, message: str) -> str:
+    return f"{run_id[:119]}-{hashlib.sha1(message.encode(), usedforsecurity=False).hexdigest()[:8]}"
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _plain_name(name: str) -> bool:
+    """Whether a file name is harmless on every system: no traversal, nothing that git treats specially."""
+    return (
+        name not in ("", ".", "..")
+        and name.isprintable()
+        and not name.lower().startswith((".git", "git~"))
+        and not set(name) & set('\\/:*?"<>|')
+        and not name.endswith((".", " "))
+    )

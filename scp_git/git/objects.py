@@ -1,0 +1,140 @@
+"""Git objects as bytes: hashing, commits, tags, and the objects that a transaction adds."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from scp_git.errors import StorageFailed
+
+Kind = Literal["commit", "tree", "blob", "tag"]
+COMMIT: Kind = "commit"
+TREE: Kind = "tree"
+BLOB: Kind = "blob"
+TAG: Kind = "tag"
+
+_OID = re.compile(r"[0-9a-f]{40}")
+_TAGGER = re.compile(r"[^<>\n\0]+ <[^<>\n\0]*> \d{1,10} [+-]\d{4}")
+
+
+class Reader(Protocol):
+    """What can give an object's kind and bytes, or ``None``."""
+
+    def read(self, oid: str, *, limit: int | None = None) -> tuple[Kind, bytes] | None: ...
+
+    def kind(self, oid: str) -> Kind | None: ...
+
+
+def is_oid(value: object) -> bool:
+    """Whether ``value`` is 40 lower-case hex digits."""
+    return isinstance(value, str) and _OID.fullmatch(value) is not None
+
+
+def hash_object(kind: Kind, data: bytes) -> str:
+    """The object's id."""
+    header = f"{kind} {len(data)}\0".encode()
+    return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
+
+
+class ObjectStore:
+    """Objects of the repository and, before they are published, those that a transaction adds.
+
+    What is added is written even where the same object lies in the database
+    already: there it may be unreachable, and gone by the next ``git gc``.
+    """
+
+    def __init__(self, base: Reader) -> None:
+        self.base = base
+        self.added: dict[str, tuple[Kind, bytes]] = {}
+
+    def add(self, kind: Kind, data: bytes) -> str:
+        oid = hash_object(kind, data)
+        self.added[oid] = (kind, data)
+        return oid
+
+    def find(self, oid: str, kind: Kind, *, limit: int | None = None) -> bytes | None:
+        """The bytes of an object, or ``None`` if it is missing or of another kind."""
+        found = self.added.get(oid) or self.base.read(oid, limit=limit)
+        return found[1] if found is not None and found[0] == kind else None
+
+    def read(self, oid: str, kind: Kind) -> bytes:
+        """The bytes of an object that must be there."""
+        data = self.find(oid, kind)
+        if data is None:
+            raise StorageFailed(f"reading {kind} {oid[:10]}", "the object is missing")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What we need of a commit."""
+
+    tree: str
+    parents: tuple[str, ...]
+    message: str
+
+    def has_line(self, line: str) -> bool:
+        return line in self.message.split("\n")
+
+
+def parse_commit(data: bytes) -> Commit:
+    """Read a commit; ``ValueError`` if it names no tree."""
+    header, _, message = data.decode("utf-8", "replace").partition("\n\n")
+    tree, parents = "", []
+    for line in header.split("\n"):
+        key, _, value = line.partition(" ")
+        if key == "tree" and not tree:
+            tree = value
+        elif key == "parent" and is_oid(value):
+            parents.append(value)
+    if not is_oid(tree):
+        raise ValueError("a commit without a tree")
+    return Commit(tree, tuple(parents), message)
+
+
+def encode_commit(tree: str, parents: list[str], author: str, message: str) -> bytes:
+    """A commit whose author and committer are ``author`` (``Name <mail> <seconds> <zone>``)."""
+    lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
+    lines += [f"author {author}", f"committer {author}", "", message]
+    return "\n".join(lines).encode()
+
+
+def encode_tag(name: str, target: str, tagger: str, message: str) -> bytes:
+    """An annotated tag on a commit, byte for byte what ``git tag -a --cleanup=verbatim`` writes."""
+    return f"object {target}\ntype commit\ntag {name}\ntagger {tagger}\n\n{message}".encode()
+
+
+def tag_target(data: bytes) -> str | None:
+    """The object that a tag object names."""
+    line, _, _ = data.partition(b"\n")
+    oid = line.removeprefix(b"object ").decode("ascii", "replace")
+    return oid if is_oid(oid) else None
+
+
+def tag_text(data: bytes) -> str:
+    """A tag's message, without a signature appended to it."""
+    message = data.partition(b"\n\n")[2].decode("utf-8", "replace")
+    return message.split("-----BEGIN ", 1)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What, with a run's JSON, gives the run's tag object byte for byte."""
+
+    target: str
+    tagger: str
+
+    @classmethod
+    def parse(cls, value: object) -> Anchor | None:
+        """Read an anchor that may come from anybody; ``None`` unless both of its parts are well formed."""
+        if not isinstance(value, dict) or not is_oid(value.get("target")):
+            return None
+        tagger = value.get("tagger")
+        if not isinstance(tagger, str) or _TAGGER.fullmatch(tagger) is None:
+            return None
+        return cls(value["target"], tagger)
+
+    def to_json(self) -> dict[str, str]:
+        return {"target": self.target, "tagger": self.tagger}

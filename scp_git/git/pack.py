@@ -1,0 +1,161 @@
+"""Writing packs: everything that one transaction adds becomes one pack.
+
+Format: https://git-scm.com/docs/pack-format (pack version 2, index version 2).
+Our packs carry a recognisable name, so that housekeeping knows them without a
+register: ``pack-5c96170d`` and 32 further hex digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from scp_git.git.files import make_dirs, sync_dir, unlink, write_all
+from scp_git.git.objects import Kind
+
+OUR_PREFIX = "pack-5c96170d"
+KEEP_TEXT = b"scp-git\n"
+_TYPE: dict[Kind, int] = {"commit": 1, "tree": 2, "blob": 3, "tag": 4}
+# Wide trees are rewritten by every commit and turned into deltas when packs are
+# merged, so their first pack does not spend a millisecond on compressing them.
+_STORED_TREE_BYTES = 4096
+_STORED_TREE_MAX = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PackEntry:
+    """One object as it lies in a pack: its id and its header with compressed data."""
+
+    oid: str
+    data: bytes
+
+
+def encode_entry(oid: str, kind: Kind, data: bytes) -> PackEntry:
+    """An object in full."""
+    stored = kind == "tree" and _STORED_TREE_BYTES <= len(data) <= _STORED_TREE_MAX
+    return PackEntry(oid, entry_header(_TYPE[kind], len(data)) + zlib.compress(data, 0 if stored else 1))
+
+
+def entry_header(kind: int, size: int) -> bytes:
+    """Type and size of an entry: four bits of the size, then seven a byte."""
+    first, size = (kind << 4) | (size & 15), size >> 4
+    header = bytearray()
+    while size:
+        header.append(first | 0x80)
+        first, size = size & 0x7F, size >> 7
+    header.append(first)
+    return bytes(header)
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A written pack: the path without its ending."""
+
+    stem: Path
+
+    @property
+    def name(self) -> str:
+        return self.stem.name
+
+    def release(self) -> None:
+        """Remove the ``.keep``: from now on the refs keep the objects."""
+        unlink(self.stem.with_suffix(".keep"))
+
+    def discard(self) -> None:
+        """Remove the pack altogether; no ref leads to it."""
+        for suffix in (".idx", ".pack", ".keep"):
+            unlink(self.stem.with_suffix(suffix))
+
+
+def write_pack(common_dir: Path, entries: Sequence[PackEntry], *, sync: bool, scratch: str = "tx") -> Pack:
+    """Write a pack with its index, guarded by a ``.keep`` until ``release``.
+
+    The ``.keep`` is there before the index, so no moment exists in which a
+    concurrent ``git gc --prune=now`` sees the pack and may drop its objects. It is
+    covered by the fsync of the folder; its content does not matter.
+    """
+    folder = common_dir / "objects" / "pack"
+    make_dirs(folder, sync=sync)
+    body, offsets, crcs = _layout(entries)
+    trailer = hashlib.sha1(body, usedforsecurity=False).digest()
+    order = sorted(range(len(entries)), key=lambda i: entries[i].oid)
+    index = _encode_index([(entries[i].oid, crcs[i], offsets[i]) for i in order], trailer)
+    pack = Pack(folder / (OUR_PREFIX + trailer.hex()[: 45 - len(OUR_PREFIX)]))
+    temporary = folder / f"tmp_pack_scp-{scratch}"
+    try:
+        _write_file(temporary, (body, trailer), sync)
+        os.rename(temporary, pack.stem.with_suffix(".pack"))
+        _write_file(pack.stem.with_suffix(".keep"), (KEEP_TEXT,), sync=False, mode=0o644)
+        _write_file(temporary, (index,), sync)
+        os.rename(temporary, pack.stem.with_suffix(".idx"))
+        if sync:
+            sync_dir(folder)
+    except BaseException:
+        unlink(temporary)
+        pack.discard()
+        raise
+    return pack
+
+
+def _layout(entries: Sequence[PackEntry]) -> tuple[bytes, list[int], list[int]]:
+    header = b"PACK" + (2).to_bytes(4, "big") + len(entries).to_bytes(4, "big")
+    offsets = list(accumulate((len(entry.data) for entry in entries), initial=len(header)))
+    crcs = [zlib.crc32(entry.data) for entry in entries]
+    return b"".join([header, *(entry.data for entry in entries)]), offsets, crcs
+
+
+def _encode_index(rows: list[tuple[str, int, int]], trailer: bytes) -> bytes:
+    counts = [0] * 256
+    for oid, _, _ in rows:
+        counts[int(oid[:2], 16)] += 1
+    large = [offset for _, _, offset in rows if offset >= 2**31]
+    position = {offset: i for i, offset in enumerate(large)}
+    body = b"".join(
+        [
+            b"\xfftOc\0\0\0\2",
+            *(total.to_bytes(4, "big") for total in accumulate(counts)),
+            *(bytes.fromhex(oid) for oid, _, _ in rows),
+            *(crc.to_bytes(4, "big") for _, crc, _ in rows),
+            *((o if o < 2**31 else 2**31 + position[o]).to_bytes(4, "big") for _, _, o in rows),
+            *(offset.to_bytes(8, "big") for offset in large),
+            trailer,
+        ]
+    )
+    return body + hashlib.sha1(body, usedforsecurity=False).digest()
+
+
+def _write_file(path: Path, chunks: Iterable[bytes], sync: bool, mode: int = 0o444) -> None:
+    unlink(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        for chunk in chunks:
+            write_all(fd, chunk)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_stale(common_dir: Path) -> list[Path]:
+    """Remove what a dead transaction left: ``.keep`` files and temporary files of ours.
+
+    Call only while holding the gate: then no living transaction has any.
+    """
+    folder = common_dir / "objects" / "pack"
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    stale = [
+        folder / name
+        for name in names
+        if (name.startswith(OUR_PREFIX) and name.endswith(".keep")) or name == "tmp_pack_scp-tx"
+    ]
+    for path in stale:
+        unlink(path)
+    return stale

@@ -1,0 +1,249 @@
+"""Moving refs: all of a transaction's, in order, by compare-and-swap, recorded in the intent.
+
+The order is archive, ledger, notes, tags, as readers take the ledger's tip first
+and the archive's last. Before any ref moves, the *intent* says what will move and
+which lock files are ours; after a crash it is rolled forward or discarded
+(``recovery.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scp_git.errors import RepositoryBusy, StorageFailed
+from scp_git.git.files import CheckedRecord, sync_dir, unlink
+from scp_git.git.locks import INDEX_LOCK_STALE_S, LockFile
+from scp_git.git.objects import is_oid
+from scp_git.git.refs import PACKED_HEADER, Refs
+
+log = logging.getLogger(__name__)
+
+SCRATCH_PREFIX = "lock-"
+# A loose ref costs two fsyncs, packed-refs two and its size; from here on the latter is quicker.
+_PACK_FROM = 12
+_PACKED_BYTES_PER_LOOSE_REF = 64 * 1024
+
+
+class RefMoved(Exception):
+    """A ref no longer has the value that the transaction was built on; build it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefChange:
+    """One ref from ``old`` to ``new``; None means absent. ``peeled`` is a tag's commit."""
+
+    name: str
+    old: str | None
+    new: str | None
+    peeled: str | None = None
+
+    def to_json(self) -> list[str | None]:
+        return [self.name, self.old, self.new, self.peeled]
+
+    @classmethod
+    def parse(cls, value: Any) -> RefChange:
+        name, old, new, peeled = value
+        if not isinstance(name, str) or not all(v is None or is_oid(v) for v in (old, new, peeled)):
+            raise ValueError("not a ref change")
+        return cls(name, old, new, peeled)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a transaction is about to do."""
+
+    changes: tuple[RefChange, ...]
+    locks: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def parse(cls, value: dict[str, Any]) -> Intent:
+        changes = tuple(RefChange.parse(item) for item in value["refs"])
+        return cls(changes, tuple((str(path), int(inode)) for path, inode in value["locks"]))
+
+
+class Publisher:
+    """Moves refs below one common git dir; used under the gate only."""
+
+    def __init__(self, common_dir: Path, refs: Refs, *, sync: bool) -> None:
+        self.common_dir = common_dir
+        self.refs = refs
+        self.sync = sync
+        self.folder = common_dir / "scp"
+        self.intent = CheckedRecord(self.folder / "intent")
+
+    def publish(
+        self,
+        changes: Sequence[RefChange],
+        deadline: float,
+        extra: Sequence[LockFile] = (),
+        *,
+        resume: Intent | None = None,
+    ) -> None:
+        """Move all refs, or none of them if one is not at ``old``.
+
+        ``extra`` locks (the view's) are named in the intent and taken if free at
+        once; whoever passed them commits or releases them. ``resume`` is the intent
+        of a dead process that ``changes`` complete: it stays declared until they are.
+
+        Raises:
+            RefMoved: somebody else moved one of them; nothing was changed.
+            RepositoryBusy: a lock stayed taken until ``deadline``; nothing was changed.
+            OSError: before the first move nothing was changed; later ``recover`` completes it.
+        """
+        bulk = self._bulk(changes)
+        loose = [change for change in changes if change not in bulk]
+        packed = bulk | self._packed_removals(loose)
+        locks: list[LockFile] = []
+        refs_lock: LockFile | None = None
+        moved = False
+        try:
+            for change in loose:
+                locks.append(self._lock(change.name, len(locks), change.new))
+            refs_lock = self._lock("packed-refs", len(locks), None) if packed else None
+            taken = [*locks, *([refs_lock] if refs_lock else [])]
+            self._declare(resume.changes if resume else changes, [*taken, *extra])
+            for lock in taken:
+                lock.take(deadline)
+            for lock in extra:
+                _take_if_free(lock)
+            self._check(changes)
+            moved = True
+            pairs = list(zip(loose, locks, strict=True))
+            self._move(pair for pair in pairs if not _is_tag(pair[0]))
+            if refs_lock:
+                self._rewrite_packed(refs_lock, packed)
+            self._move(pair for pair in pairs if _is_tag(pair[0]))
+            if self.sync:
+                self._sync_folders([change.name for change in loose], bool(packed))
+        finally:
+            for lock in [*locks, *([refs_lock] if refs_lock else [])]:
+                lock.release()
+            if not moved and resume is None:
+                self.done()
+
+    def done(self) -> None:
+        """Forget the intent: refs and view are as they should be."""
+        try:
+            self.intent.clear()
+        except OSError as exc:  # it is harmless: recovery finds nothing left to do
+            log.warning("the intent could not be cleared: %s", exc)
+
+    # ------------------------------------------------------------ steps
+
+    def _lock(self, name: str, number: int, new: str | None) -> LockFile:
+        scratch = self.folder / f"{SCRATCH_PREFIX}{number}"
+        content = new.encode() + b"\n" if new else b""
+        return LockFile(self.common_dir / name, scratch, content, sync=self.sync and bool(new))
+
+    def _declare(self, changes: Sequence[RefChange], locks: Iterable[LockFile]) -> None:
+        value = {
+            "refs": [change.to_json() for change in changes],
+            "locks": [[os.path.relpath(lock.path, self.common_dir), lock.inode] for lock in locks],
+        }
+        self.intent.write(value, sync=self.sync and len(changes) > 1)
+
+    def _check(self, changes: Sequence[RefChange]) -> None:
+        for change in changes:
+            if self.refs.read_direct(change.name) != change.old:
+                raise RefMoved(change.name)
+
+    def _move(self, pairs: Iterable[tuple[RefChange, LockFile]]) -> None:
+        for change, lock in pairs:
+            if change.new is None:
+                unlink(lock.target)
+                lock.release()
+            else:
+                lock.commit()
+
+    def _sync_folders(self, names: Iterable[str], packed: bool) -> None:
+        for folder in dict.fromkeys(os.path.dirname(name) for name in names):
+            path = self.common_dir / folder
+            if path.is_dir():
+                sync_dir(path)
+        if packed:
+            sync_dir(self.common_dir)
+
+    # ------------------------------------------------------------ packed-refs
+
+    def _bulk(self, changes: Sequence[RefChange]) -> set[RefChange]:
+        """The new tags, if they are so many that one rewrite of ``packed-refs`` is quicker."""
+        new = {change for change in changes if change.old is None and change.new and _is_tag(change)}
+        size = _size(self.common_dir / "packed-refs")
+        return new if len(new) >= _PACK_FROM + size // _PACKED_BYTES_PER_LOOSE_REF else set()
+
+    def _packed_removals(self, changes: Iterable[RefChange]) -> set[RefChange]:
+        removed = [change for change in changes if change.new is None]
+        packed = self.refs.packed()
+        return {change for change in removed if packed.get(change.name) is not None}
+
+    def _rewrite_packed(self, lock: LockFile, changes: set[RefChange]) -> None:
+        rows = {name: (oid, peeled) for name, oid, peeled in self.refs.packed().entries()}
+        for change in changes:
+            if change.new is None:
+                rows.pop(change.name, None)
+            else:
+                rows[change.name] = (change.new, change.peeled)
+        write_packed(lock, rows, sync=self.sync)
+
+    # ------------------------------------------------------------ housekeeping
+
+    def pack_tags(self, peeled: dict[str, str | None], deadline: float) -> None:
+        """Move loose tags (name to peeled commit) into ``packed-refs``, each under its lock."""
+        locks = [self._lock(name, number, None) for number, name in enumerate(peeled)]
+        refs_lock = self._lock("packed-refs", len(locks), None)
+        try:
+            self._declare([], [*locks, refs_lock])
+            for lock in [*locks, refs_lock]:
+                lock.take(deadline)
+            rows = {name: (oid, commit) for name, oid, commit in self.refs.packed().entries()}
+            for name, commit in peeled.items():
+                oid = self.refs.read_direct(name)
+                if oid:
+                    rows[name] = (oid, commit)
+            write_packed(refs_lock, rows, sync=self.sync)
+            if self.sync:
+                sync_dir(self.common_dir)
+            for lock in locks:
+                unlink(lock.target)
+        finally:
+            for lock in [*locks, refs_lock]:
+                lock.release()
+            self.done()
+
+
+def write_packed(lock: LockFile, rows: dict[str, tuple[str, str | None]], *, sync: bool) -> None:
+    """Replace ``packed-refs`` under its lock."""
+    lines = [PACKED_HEADER]
+    encoded = sorted((name.encode("utf-8", "surrogateescape"), row) for name, row in rows.items())
+    for name, (oid, peeled) in encoded:
+        lines.append(oid.encode() + b" " + name + b"\n")
+        if peeled:
+            lines.append(b"^" + peeled.encode() + b"\n")
+    lock.fill(b"".join(lines), sync=sync)
+    lock.commit()
+
+
+def _is_tag(change: RefChange) -> bool:
+    return change.name.startswith("refs/tags/")
+
+
+def _take_if_free(lock: LockFile) -> None:
+    try:
+        lock.take(time.monotonic(), INDEX_LOCK_STALE_S)
+    except (RepositoryBusy, OSError) as exc:
+        log.info("%s is taken, the view follows later: %s", lock.path.name, exc)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as exc:
+        if isinstance(exc, FileNotFoundError):
+            return 0
+        raise StorageFailed("reading packed-refs", exc) from exc

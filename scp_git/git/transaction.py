@@ -1,0 +1,132 @@
+"""What an operation sees: the present state, to be edited in memory, all or nothing.
+
+An *operation* is a small value with ``apply(tx)``. It may be applied more than
+once (the state is built again when somebody else moved a ref), so it keeps
+nothing between calls and looks at nothing but the transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol, TypeVar
+
+from scp_git.errors import ScpGitError
+from scp_git.git.anchors import find_run, read_record, run_tag
+from scp_git.git.handle import Identity, Repository
+from scp_git.git.objects import COMMIT, TAG, Anchor, ObjectStore, is_oid
+from scp_git.git.publish import RefChange
+from scp_git.git.tree import TreeEditor
+from scp_git.layout import RUN_FILE, deleted_path, run_tag_ref
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Operation(Protocol[Result]):
+    """One write. ``size`` is about how many bytes it adds; ``head`` the HEAD of the caller's root."""
+
+    @property
+    def size(self) -> int: ...
+
+    def apply(self, tx: Transaction) -> Result: ...
+
+
+class Transaction:
+    """The state that operations edit: three trees and the run tags."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        store: ObjectStore,
+        ledger: TreeEditor,
+        archive: TreeEditor,
+        notes: TreeEditor,
+        *,
+        seconds: int,
+    ) -> None:
+        self.repository = repository
+        self.store = store
+        self.ledger = ledger
+        self.archive = archive
+        self.notes = notes
+        self.seconds = seconds
+        """The time of the transaction, in seconds since 1970, for commits and taggers."""
+        self.identity: Identity = repository.identity()
+        self.tags: dict[str, RefChange] = {}
+        self.subjects: list[str] = []
+        self.deferred: set[str] = set()
+        """Runs that wait for a commit, to be anchored by the first write after one exists."""
+        self.start_ledger = False
+        self.verify_view = False
+
+    # ------------------------------------------------------------ tags
+
+    def tag(self, run_id: str) -> str | None:
+        """The object that the run's tag names, as it will be."""
+        change = self.tags.get(run_id)
+        return change.new if change else self._present_tag(run_id)
+
+    def _present_tag(self, run_id: str) -> str | None:
+        return self.repository.refs.read(run_tag_ref(run_id))
+
+    def set_tag(self, run_id: str, data: bytes, target: str) -> str:
+        """Make the run's tag from its tag object; returns the object's id."""
+        oid = self.store.add(TAG, data)
+        present = self._present_tag(run_id)
+        if present != oid:
+            self.tags[run_id] = RefChange(run_tag_ref(run_id), present, oid, target)
+        return oid
+
+    def remove_tag(self, run_id: str) -> str | None:
+        """Remove the run's tag; returns what it named."""
+        present = self._present_tag(run_id)
+        self.tags.pop(run_id, None)
+        if present:
+            self.tags[run_id] = RefChange(run_tag_ref(run_id), present, None)
+        return present
+
+    def project_tag(self, run_id: str, *, replacing: frozenset[str] = frozenset()) -> None:
+        """Make the run's tag from its anchor if its target is here and no other tag is in the way.
+
+        A tag that is one of ``replacing`` gives way; a tag that no anchor explains is left alone.
+        """
+        found = find_run(self, run_id)
+        record = read_record(found[0], f"{found[1]}/{RUN_FILE}") if found else None
+        anchor = Anchor.parse(record.get("anchor")) if record else None
+        if record is None or anchor is None or not self.has_commit(anchor.target):
+            return
+        present = self.tag(run_id)
+        if present is not None and present not in replacing:
+            return
+        try:
+            self.set_tag(run_id, run_tag(run_id, record, anchor), anchor.target)
+        except ValueError as exc:
+            log.warning("run %s cannot be tagged: %s", run_id, exc)
+
+    # ------------------------------------------------------------ looking
+
+    def has_commit(self, oid: str | None) -> bool:
+        """Whether ``oid`` is a commit of this repository."""
+        if not is_oid(oid):
+            return False
+        return self.store.base.kind(str(oid)) == COMMIT
+
+    def is_deleted(self, kind: str, id: str) -> bool:
+        """Whether a deletion of this id is recorded; it then stays deleted."""
+        return self.archive.blob(deleted_path(kind, id)) is not None
+
+    # ------------------------------------------------------------ one operation at a time
+
+    def attempt(self, operation: Operation[Result]) -> Result | ScpGitError:
+        """Apply one operation; what it changed is undone if it fails, and the error returned."""
+        marks = [editor.mark() for editor in (self.ledger, self.archive, self.notes)]
+        tags, subjects, deferred = dict(self.tags), len(self.subjects), set(self.deferred)
+        try:
+            return operation.apply(self)
+        except ScpGitError as exc:
+            for editor, mark in zip((self.ledger, self.archive, self.notes), marks, strict=True):
+                editor.rollback(mark)
+            self.tags, self.deferred = tags, deferred
+            del self.subjects[subjects:]
+            return exc

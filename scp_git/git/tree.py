@@ -1,0 +1,278 @@
+"""Editing trees in memory: loaded lazily, undone on failure, written once.
+
+A tree is kept as the raw bytes of its entries, so that one new entry among
+thousands costs a join, not a parse. Only what was touched is written again.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+from scp_git.errors import StorageFailed
+from scp_git.git.objects import BLOB, TREE, ObjectStore, hash_object
+
+DIR = b"40000"
+FILE = b"100644"
+EMPTY_TREE = hash_object(TREE, b"")
+_ENTRY = re.compile(rb"((\d{5,6}) ([^\0]+)\0.{20})", re.DOTALL)
+
+
+def encode_name(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def decode_name(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+class Tree:
+    """One folder: entries by name, and the subfolders that were opened."""
+
+    __slots__ = ("_keys", "_raw", "children", "oid")
+
+    def __init__(self, oid: str, data: bytes) -> None:
+        self.oid: str | None = oid
+        """None while there are changes that were not written."""
+        self._raw: dict[bytes, bytes] = {}
+        self.children: dict[bytes, Tree] = {}
+        length = 0
+        for raw, _, name in _ENTRY.findall(data):
+            self._raw[name] = raw
+            length += len(raw)
+        if length != len(data):
+            raise StorageFailed(f"reading tree {oid[:10]}", "it is damaged")
+        # Git sorts a folder as if its name ended in a slash.
+        self._keys = sorted(_sort_key(name, raw) for name, raw in self._raw.items())
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def names(self) -> list[bytes]:
+        return list(self._raw)
+
+    def raw(self, name: bytes) -> bytes | None:
+        return self._raw.get(name)
+
+    def raw_items(self) -> dict[bytes, bytes]:
+        return self._raw
+
+    def put(self, name: bytes, raw: bytes | None, child: Tree | None) -> tuple[bytes | None, Tree | None]:
+        """Set or remove (``raw`` None) an entry; returns what was there, for undoing."""
+        old, old_child = self._raw.get(name), self.children.get(name)
+        if old is not None and (raw is None or _sort_key(name, old) != _sort_key(name, raw)):
+            del self._keys[bisect_left(self._keys, _sort_key(name, old))]
+        if raw is None:
+            self._raw.pop(name, None)
+        else:
+            if old is None or _sort_key(name, old) != _sort_key(name, raw):
+                insort(self._keys, _sort_key(name, raw))
+            self._raw[name] = raw
+        if child is None:
+            self.children.pop(name, None)
+        else:
+            self.children[name] = child
+        self.oid = None
+        return old, old_child
+
+    def write(self, store: ObjectStore) -> str:
+        """Add this tree and its changed subtrees to the store; returns its id."""
+        if self.oid is not None:
+            return self.oid
+        for name, child in self.children.items():
+            if child.oid is None:
+                self._raw[name] = DIR + b" " + name + b"\0" + bytes.fromhex(child.write(store))
+        data = b"".join([self._raw[key.removesuffix(b"/")] for key in self._keys])
+        self.oid = store.add(TREE, data)
+        return self.oid
+
+
+def _sort_key(name: bytes, raw: bytes) -> bytes:
+    return name + b"/" if raw.startswith(b"40000 ") else name
+
+
+def is_dir(raw: bytes) -> bool:
+    return raw.startswith(b"40000 ")
+
+
+def raw_oid(raw: bytes) -> str:
+    return raw[-20:].hex()
+
+
+def raw_mode(raw: bytes) -> bytes:
+    return raw.partition(b" ")[0]
+
+
+class TreeEditor:
+    """The files of one branch, by path, as they will be after the transaction.
+
+    Every change can be undone back to a ``mark``.
+    """
+
+    def __init__(self, store: ObjectStore, oid: str | None = None) -> None:
+        self.store = store
+        self.root = self._load(oid) if oid else Tree(EMPTY_TREE, b"")
+        self._touched: list[tuple[str, str | None]] = []
+        self._undo: list[tuple[Tree, bytes, bytes | None, Tree | None, str | None]] = []
+
+    # ------------------------------------------------------------ reading
+
+    def blob(self, path: str) -> str | None:
+        """The blob id of a file, or ``None`` if there is no such file."""
+        folder, name = self._parent(path)
+        raw = folder.raw(name) if folder else None
+        return raw_oid(raw) if raw is not None and not is_dir(raw) else None
+
+    def read(self, path: str, *, limit: int | None = None) -> bytes | None:
+        """A file's bytes, or ``None`` if there is no such file or its blob is missing."""
+        oid = self.blob(path)
+        return self.store.find(oid, BLOB, limit=limit) if oid else None
+
+    def has_dir(self, path: str) -> bool:
+        return self.folder(path) is not None
+
+    def names(self, path: str) -> list[str]:
+        """The names in a folder, empty if there is none."""
+        folder = self.folder(path)
+        return [decode_name(name) for name in folder.names()] if folder else []
+
+    def folder(self, path: str) -> Tree | None:
+        """The folder itself; do not change it."""
+        tree: Tree | None = self.root
+        for part in path.split("/") if path else ():
+            tree = self._child(tree, encode_name(part)) if tree else None
+        return tree
+
+    def files(self, path: str = "") -> Iterator[tuple[str, bytes]]:
+        """Every file below a folder: its path and its raw entry."""
+        folder = self.folder(path)
+        if folder is not None:
+            yield from self._files(folder, path + "/" if path else "")
+
+    def _files(self, tree: Tree, prefix: str) -> Iterator[tuple[str, bytes]]:
+        for name in tree.names():
+            raw = tree.raw(name)
+            assert raw is not None
+            path = prefix + decode_name(name)
+            if is_dir(raw):
+                child = self._child(tree, name)
+                if child is not None:
+                    yield from self._files(child, path + "/")
+            else:
+                yield path, raw
+
+    # ------------------------------------------------------------ changing
+
+    def put(self, path: str, data: bytes) -> str:
+        """Store a file; returns its blob id."""
+        oid = self.store.add(BLOB, data)
+        self._set(path, FILE, oid)
+        return oid
+
+    def graft(self, path: str, raw: bytes) -> None:
+        """Set a file or folder that exists already, given its raw entry from another tree."""
+        self._set(path, DIR if is_dir(raw) else FILE, raw_oid(raw))
+
+    def remove(self, path: str) -> bool:
+        """Remove a file or a whole folder, and the folders above that become empty."""
+        folder, name = self._parent(path)
+        raw = folder.raw(name) if folder else None
+        if folder is None or raw is None:
+            return False
+        gone = [file for file, _ in self.files(path)] if is_dir(raw) else [path]
+        self._touched += [(file, None) for file in gone]
+        self._put(folder, name, None, None)
+        head = path.rpartition("/")[0]
+        self._mark_above(head)
+        if not len(folder) and head:
+            self.remove(head)
+        return True
+
+    def _set(self, path: str, mode: bytes, oid: str) -> None:
+        head, _, leaf = path.rpartition("/")
+        folder, above = self.root, ""
+        for part in head.split("/") if head else ():
+            name, above = encode_name(part), f"{above}{part}/"
+            child = self._child(folder, name)
+            if child is None:
+                if folder.raw(name) is not None:  # a file where we need a folder
+                    self._touched.append((above[:-1], None))
+                child = Tree(EMPTY_TREE, b"")
+                self._put(folder, name, DIR + b" " + name + b"\0" + bytes.fromhex(EMPTY_TREE), child)
+            folder = child
+        name = encode_name(leaf)
+        raw = mode + b" " + name + b"\0" + bytes.fromhex(oid)
+        old = folder.raw(name)
+        if raw == old and name not in folder.children:
+            return
+        if old is not None and (is_dir(old) or mode == DIR):
+            self._touched += [(file, None) for file, _ in self.files(path)] or [(path, None)]
+        self._put(folder, name, raw, None)
+        self._mark_above(head)
+        if mode == DIR:
+            self._touched += [(file, raw_oid(entry)) for file, entry in self.files(path)]
+        else:
+            self._touched.append((path, oid))
+
+    def touched(self) -> dict[str, str | None]:
+        """Every file changed since ``start``: its path, and its new blob id or None."""
+        return dict(self._touched)
+
+    def write(self) -> str:
+        """Add all changed trees to the store; returns the id of the root."""
+        return self.root.write(self.store)
+
+    # ------------------------------------------------------------ undoing
+
+    def mark(self) -> tuple[int, int]:
+        """A point to go back to."""
+        return len(self._undo), len(self._touched)
+
+    def rollback(self, mark: tuple[int, int]) -> None:
+        """Undo every change since ``mark``."""
+        undone, touched = mark
+        del self._touched[touched:]
+        while len(self._undo) > undone:
+            tree, name, raw, child, oid = self._undo.pop()
+            tree.put(name, raw, child)
+            tree.oid = oid
+
+    def start(self) -> None:
+        """Forget the undo history: what is here now is the state to begin with."""
+        self._undo.clear()
+        self._touched.clear()
+
+    # ------------------------------------------------------------ inside
+
+    def _put(self, tree: Tree, name: bytes, raw: bytes | None, child: Tree | None) -> None:
+        oid = tree.oid
+        old, old_child = tree.put(name, raw, child)
+        self._undo.append((tree, name, old, old_child, oid))
+
+    def _mark_above(self, path: str) -> None:
+        """Folders above a changed one must be written again, too."""
+        tree = self.root
+        for part in path.split("/") if path else ():
+            name = encode_name(part)
+            child = tree.children[name]
+            self._put(tree, name, tree.raw(name), child)
+            tree = child
+
+    def _parent(self, path: str) -> tuple[Tree | None, bytes]:
+        head, _, leaf = path.rpartition("/")
+        return self.folder(head), encode_name(leaf)
+
+    def _child(self, tree: Tree, name: bytes) -> Tree | None:
+        child = tree.children.get(name)
+        if child is None:
+            raw = tree.raw(name)
+            if raw is None or not is_dir(raw):
+                return None
+            child = tree.children[name] = self._load(raw_oid(raw))
+        return child
+
+    def _load(self, oid: str) -> Tree:
+        if oid == EMPTY_TREE:
+            return Tree(EMPTY_TREE, b"")
+        return Tree(oid, self.store.read(oid, TREE))
