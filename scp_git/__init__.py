@@ -1,0 +1,139 @@
+"""Operational history kept in git: runs today; chat and traces are to come.
+
+The names below are the public interface. They are loaded on first use, so that
+``import scp_git`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from scp_git.aio import AsyncStore, open_store
+    from scp_git.api import (
+        delete_run,
+        ensure_ledger,
+        flush,
+        get_run,
+        get_run_events,
+        list_runs,
+        prune_runs,
+        pull_ledger,
+        push_ledger,
+        record_run,
+        track_run,
+    )
+    from scp_git.broadcast import Bus, Event, bus
+    from scp_git.errors import (
+        AlreadyExists,
+        AuthFailed,
+        DecryptFailed,
+        InvalidId,
+        KeyMissing,
+        NotARepository,
+        NotFound,
+        RecordTooLarge,
+        RemoteError,
+        RepositoryBusy,
+        ScpGitError,
+        StorageFailed,
+        UnsupportedRepository,
+    )
+    from scp_git.ledger.tracking import TrackedRun
+    from scp_git.models import Run, RunEvent
+    from scp_git.settings import InvalidSettings, Settings
+    from scp_git.store import Store
+
+_HOMES = {
+    "scp_git.aio": ("AsyncStore", "open_store"),
+    "scp_git.api": (
+        "delete_run",
+        "ensure_ledger",
+        "flush",
+        "get_run",
+        "get_run_events",
+        "list_runs",
+        "prune_runs",
+        "pull_ledger",
+        "push_ledger",
+        "record_run",
+        "track_run",
+    ),
+    "scp_git.broadcast": ("Bus", "Event", "bus"),
+    "scp_git.errors": (
+        "AlreadyExists",
+        "AuthFailed",
+        "DecryptFailed",
+        "InvalidId",
+        "KeyMissing",
+        "NotARepository",
+        "NotFound",
+        "RecordTooLarge",
+        "RemoteError",
+        "RepositoryBusy",
+        "ScpGitError",
+        "StorageFailed",
+        "UnsupportedRepository",
+    ),
+    "scp_git.ledger.tracking": ("TrackedRun",),
+    "scp_git.models": ("Run", "RunEvent"),
+    "scp_git.settings": ("InvalidSettings", "Settings"),
+    "scp_git.store": ("Store",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AlreadyExists",
+    "AsyncStore",
+    "AuthFailed",
+    "Bus",
+    "DecryptFailed",
+    "Event",
+    "InvalidId",
+    "InvalidSettings",
+    "KeyMissing",
+    "NotARepository",
+    "NotFound",
+    "RecordTooLarge",
+    "RemoteError",
+    "RepositoryBusy",
+    "Run",
+    "RunEvent",
+    "ScpGitError",
+    "Settings",
+    "StorageFailed",
+    "Store",
+    "TrackedRun",
+    "UnsupportedRepository",
+    "__version__",
+    "bus",
+    "delete_run",
+    "ensure_ledger",
+    "flush",
+    "get_run",
+    "get_run_events",
+    "list_runs",
+    "open_store",
+    "prune_runs",
+    "pull_ledger",
+    "push_ledger",
+    "record_run",
+    "track_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

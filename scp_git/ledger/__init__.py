@@ -1,0 +1,1 @@
+"""Runs: recording, deleting, reading them, and timing the work that they describe."""

@@ -1,0 +1,244 @@
+"""What can be done to runs, as values that the writer applies to a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from scp_git.codec import (
+    MAX_PART_BYTES,
+    MAX_RECORD_BYTES,
+    JsonObject,
+    cut_parts,
+    dump_compact,
+    dump_pretty,
+    load_lines,
+    tag_message,
+)
+from scp_git.errors import AlreadyExists, RecordTooLarge
+from scp_git.git.anchors import find_run, read_record
+from scp_git.git.notes import remove_note
+from scp_git.git.objects import TAG, Anchor, encode_tag, hash_object
+from scp_git.git.transaction import Transaction
+from scp_git.git.tree import TreeEditor
+from scp_git.ids import check_id, clock, format_time, now_iso, parse_time
+from scp_git.layout import (
+    RUN_FILE,
+    RUNS,
+    deleted_path,
+    is_part,
+    part_name,
+    run_chat_dir,
+    run_dir,
+    run_tag_name,
+)
+from scp_git.models import Run, RunEvent
+
+_FILLED = ("user", "code_ref", "ended_at", "duration_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureLedger:
+    """Afterwards the branch, the view and the tags of all hot runs are as they should be."""
+
+    size: int = 0
+
+    def apply(self, tx: Transaction) -> None:
+        tx.start_ledger = True
+        tx.verify_view = True
+        tagged = tx.repository.refs.list("refs/tags/scp/run/")
+        for run_id in tx.ledger.names(RUNS):
+            if f"refs/tags/scp/run/{run_id}" not in tagged:
+                tx.project_tag(run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRun:
+    """Afterwards the run is stored with its events, anchored to a commit and tagged."""
+
+    run_id: str
+    record: JsonObject
+    """The run as it is stored, without its anchor."""
+    filled: frozenset[str]
+    """The fields that the caller left empty; they do not count when a run is recorded twice."""
+    events: tuple[JsonObject, ...]
+    timeless: frozenset[int]
+    """Positions of the events whose ``ts`` the caller left out."""
+    parts: tuple[bytes, ...]
+    head: str | None
+    """HEAD of the caller's root."""
+    size: int
+
+    @classmethod
+    def prepare(
+        cls, run: Run, events: Iterable[RunEvent | Mapping[str, Any]] | None, *, user: str, head: str | None
+    ) -> RecordRun:
+        """Validate and encode everything outside the gate; the caller's objects stay as they are.
+
+        Raises ``InvalidId``, ``RecordTooLarge``, pydantic's ``ValidationError`` or ``TypeError``.
+        """
+        if not isinstance(run, Run):
+            raise TypeError(f"run must be a Run, not {type(run).__name__}")
+        check_id("run", run.run_id)
+        run = Run.model_validate(run.model_dump())
+        filled = frozenset(name for name in _FILLED if not getattr(run, name))
+        run.user = run.user or user
+        run.code_ref = run.code_ref or head or ""
+        _fill_times(run)
+        record = run.model_dump()
+        message = len(tag_message(record).encode())
+        if message > MAX_RECORD_BYTES:
+            raise RecordTooLarge("run", run.run_id, message, MAX_RECORD_BYTES)
+        stored, timeless = _stored_events(events or ())
+        lines = [f"{dump_compact(event)}\n".encode() for event in stored]
+        longest = max(map(len, lines), default=0)
+        if longest > MAX_PART_BYTES:
+            raise RecordTooLarge("an event of run", run.run_id, longest, MAX_PART_BYTES)
+        parts = tuple(cut_parts(lines))
+        size = 3 * message + sum(map(len, parts)) + 512
+        return cls(run.run_id, record, filled, tuple(stored), timeless, parts, head, size)
+
+    def apply(self, tx: Transaction) -> bool:
+        """True if the run was stored, False if it was there already with the same content."""
+        if tx.is_deleted("run", self.run_id):
+            raise AlreadyExists("run", self.run_id, deleted=True)
+        found = find_run(tx, self.run_id)
+        if found is not None:
+            if not self._same(*found):
+                raise AlreadyExists("run", self.run_id)
+            tx.project_tag(self.run_id)
+            return False
+        record = dict(self.record)
+        anchor = self._anchor(tx)
+        if anchor is None:
+            tx.deferred.add(self.run_id)
+        else:
+            message = tag_message(record)
+            data = encode_tag(run_tag_name(self.run_id), anchor.target, anchor.tagger, message)
+            if tx.tag(self.run_id) is None:
+                tx.set_tag(self.run_id, data, anchor.target)
+            record["anchor"] = anchor.to_json()
+        folder = run_dir(self.run_id)
+        tx.ledger.put(f"{folder}/{RUN_FILE}", dump_pretty(record))
+        for number, part in enumerate(self.parts, 1):
+            tx.ledger.put(f"{folder}/{part_name('events', number)}", part)
+        tx.subjects.append(f"ledger: {record['type']} {self.run_id}")
+        return True
+
+    def _anchor(self, tx: Transaction) -> Anchor | None:
+        """The commit that the run names if it is here, else HEAD; none before the first commit."""
+        for target in (str(self.record["code_ref"]), self.head):
+            if target and tx.has_commit(target):
+                return Anchor(target, tx.identity.stamp(tx.seconds))
+        return None
+
+    def _same(self, editor: TreeEditor, folder: str) -> bool:
+        """Whether what is stored is what the caller gave."""
+        stored = read_record(editor, f"{folder}/{RUN_FILE}")
+        if stored is None:
+            return False
+        given = {k: v for k, v in self.record.items() if k not in self.filled}
+        present = {k: v for k, v in stored.items() if k not in self.filled and k != "anchor"}
+        if given != present:
+            return False
+        events = read_events(editor, folder)
+        return len(events) == len(self.events) and all(
+            _event_key(mine, position in self.timeless) == _event_key(theirs, position in self.timeless)
+            for position, (mine, theirs) in enumerate(zip(self.events, events, strict=True))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRuns:
+    """Afterwards the runs are gone from the present state, and stay gone; gives the ids that were there."""
+
+    run_ids: tuple[str, ...]
+    size: int = 1024
+
+    def apply(self, tx: Transaction) -> list[str]:
+        return [run_id for run_id in self.run_ids if self._delete(tx, run_id)]
+
+    def _delete(self, tx: Transaction, run_id: str) -> bool:
+        found = find_run(tx, run_id)
+        if found is None:
+            return False
+        editor, folder = found
+        tags = {tag for tag in (tx.remove_tag(run_id), _anchored_tag(editor, folder, run_id)) if tag}
+        for tag in tags:
+            remove_note(tx.notes, tag)
+        editor.remove(folder)
+        tx.ledger.remove(run_chat_dir(run_id))
+        tx.deferred.discard(run_id)
+        deletion = {"id": run_id, "ts": now_iso(), "user": tx.identity.name, "tags": sorted(tags)}
+        tx.archive.put(deleted_path("run", run_id), dump_pretty(deletion))
+        tx.subjects.append(f"ledger: delete {run_id}")
+        return True
+
+
+def read_events(editor: TreeEditor, folder: str) -> list[JsonObject]:
+    """All events of a run in the order of ``seq``; lines that cannot be read are left out."""
+    events = [
+        event
+        for name in sorted(editor.names(folder))
+        if is_part("events", name)
+        for event in load_lines(editor.read(f"{folder}/{name}", limit=4 * MAX_PART_BYTES) or b"")
+        if event is not None
+    ]
+    return sorted(events, key=_seq)
+
+
+def _seq(event: JsonObject) -> int:
+    seq = event.get("seq")
+    return seq if isinstance(seq, int) else 2**63
+
+
+def _anchored_tag(editor: TreeEditor, folder: str, run_id: str) -> str | None:
+    """The id of the tag object that the run's anchor gives."""
+    record = read_record(editor, f"{folder}/{RUN_FILE}")
+    anchor = Anchor.parse(record.get("anchor")) if record else None
+    if record is None or anchor is None:
+        return None
+    data = encode_tag(run_tag_name(run_id), anchor.target, anchor.tagger, tag_message(record))
+    return hash_object(TAG, data)
+
+
+def _fill_times(run: Run) -> None:
+    """``ended_at`` from the duration or the clock, ``duration_ms`` from both times."""
+    started = parse_time(run.started_at)
+    if not run.ended_at:
+        ended = started + timedelta(milliseconds=run.duration_ms) if run.duration_ms else clock.now()
+        run.ended_at = format_time(max(started, ended))
+    if not run.duration_ms:
+        elapsed = parse_time(run.ended_at) - started
+        run.duration_ms = max(int(elapsed.total_seconds() * 1000), 0)
+
+
+def _stored_events(
+    events: Iterable[RunEvent | Mapping[str, Any]],
+) -> tuple[list[JsonObject], frozenset[int]]:
+    """The events with exactly the keys given, and ``seq`` and ``ts`` where they were left out."""
+    stored: list[JsonObject] = []
+    timeless: set[int] = set()
+    seq = 0
+    for event in events:
+        if isinstance(event, RunEvent):
+            given = event.model_dump(exclude_unset=True)
+        elif isinstance(event, Mapping):
+            given = dict(event)
+        else:
+            raise TypeError(f"an event must be a RunEvent or a mapping, not {type(event).__name__}")
+        checked = RunEvent.model_validate(given)
+        seq = checked.seq or seq + 1
+        if not checked.ts:
+            timeless.add(len(stored))
+        given.pop("seq", None)
+        given.pop("ts", None)
+        stored.append({"seq": seq, "ts": checked.ts or now_iso(), **given})
+    order = sorted(range(len(stored)), key=lambda position: stored[position]["seq"])
+    return [stored[i] for i in order], frozenset(n for n, i in enumerate(order) if i in timeless)
+
+
+def _event_key(event: JsonObject, timeless: bool) -> JsonObject:
+    return {key: value for key, value in event.items() if key != "ts" or not timeless}

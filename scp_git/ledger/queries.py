@@ -1,0 +1,194 @@
+"""Reading runs: newest first, from the branches, whatever the tags say."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from scp_git.codec import MAX_RECORD_BYTES, JsonObject, load_object
+from scp_git.git.anchors import find_run, read_record
+from scp_git.git.committer import check_format
+from scp_git.git.handle import Odb, Repository
+from scp_git.git.objects import BLOB, TREE, ObjectStore, parse_commit
+from scp_git.git.tree import Tree, TreeEditor, decode_name, is_dir, raw_oid
+from scp_git.ids import format_time, is_valid_id, parse_time
+from scp_git.layout import ARCHIVE_REF, ARCHIVED_RUNS, FORMAT_PATH, LEDGER_REF, NOTES_REF, RUN_FILE, RUNS
+from scp_git.ledger.operations import read_events
+from scp_git.models import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs a list shows; an empty field does not filter. ``since <= started_at < until``."""
+
+    type: str | None = None
+    status: str | None = None
+    user: str | None = None
+    environment: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+    @classmethod
+    def build(
+        cls,
+        type: str | None,
+        status: str | None,
+        user: str | None,
+        environment: str | None,
+        since: str | datetime | None,
+        until: str | datetime | None,
+    ) -> RunFilter:
+        """Times may be any ISO 8601 spelling or a ``datetime``; raises ``ValueError`` for others."""
+        return cls(type, status, user, environment, _time(since), _time(until))
+
+    def accepts(self, run: Run) -> bool:
+        wanted = ((self.type, run.type), (self.status, run.status), (self.user, run.user))
+        return (
+            all(value is None or value == found for value, found in wanted)
+            and (self.environment is None or self.environment == run.environment)
+            and (self.since is None or self.since <= run.started_at)
+            and (self.until is None or run.started_at < self.until)
+        )
+
+
+def _time(value: str | datetime | None) -> str | None:
+    if value is None:
+        return None
+    return format_time(value if isinstance(value, datetime) else parse_time(value))
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The state as it is at one moment; the ledger's tip is read first, the archive's last."""
+
+    ledger: TreeEditor
+    notes: TreeEditor
+    archive: TreeEditor
+
+
+def snapshot(repository: Repository, odb: Odb) -> Snapshot:
+    """The present state, for reading."""
+    store = ObjectStore(odb)
+    editors = []
+    for ref in (LEDGER_REF, NOTES_REF, ARCHIVE_REF):
+        tip = repository.refs.read(ref)
+        data = store.find(tip, "commit") if tip else None
+        editors.append(TreeEditor(store, parse_commit(data).tree if data else None))
+    state = Snapshot(*editors)
+    check_format(repository, state.ledger.read(FORMAT_PATH))
+    return state
+
+
+def load_run(record: JsonObject) -> Run | None:
+    """The model of a stored run, or ``None`` if it is damaged."""
+    try:
+        run = Run.model_validate({key: value for key, value in record.items() if key != "anchor"})
+    except ValidationError:
+        return None
+    return run if is_valid_id(run.run_id) else None
+
+
+class RunReader:
+    """Reads the runs of one repository. Thread-safe.
+
+    What was read of a run is kept by the id of its folder, so a list reads only
+    what is new. (The index of a later version takes this over.)
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[str, str, bytes]] = {}  # folder id -> started_at, run id, run.json
+
+    def get(self, run_id: str) -> Run | None:
+        with self.repository.odb() as odb:
+            state = snapshot(self.repository, odb)
+            found = find_run(state, run_id)
+            record = read_record(found[0], f"{found[1]}/{RUN_FILE}") if found else None
+        return load_run(record) if record else None
+
+    def events(self, run_id: str) -> list[JsonObject]:
+        with self.repository.odb() as odb:
+            found = find_run(snapshot(self.repository, odb), run_id)
+            return read_events(*found) if found else []
+
+    def newest(self, *, n: int, before: str | None, only: RunFilter) -> list[Run]:
+        """The newest ``n`` runs that pass the filter, older than the run ``before`` if given."""
+        limit = self._key(before) if before else None
+        if before and limit is None:
+            return []
+        found: list[Run] = []
+        for _, _, data in self._newest_first(limit):
+            run = load_run(load_object(data))
+            if run is not None and only.accepts(run):
+                found.append(run)
+            if len(found) >= n:
+                break
+        return found
+
+    def ids_before(self, started_at: str) -> list[str]:
+        """The ids of all runs that started earlier."""
+        return [run_id for started, run_id, _ in self._newest_first(None) if started < started_at]
+
+    def _key(self, run_id: str) -> tuple[str, str] | None:
+        run = self.get(run_id)
+        return (run.started_at, run.run_id) if run else None
+
+    def _newest_first(self, limit: tuple[str, str] | None) -> list[tuple[str, str, bytes]]:
+        with self.repository.odb() as odb, self._lock:
+            rows = dict(self._rows(odb))
+        ordered = sorted(rows.values(), reverse=True)
+        return [row for row in ordered if limit is None or (row[0], row[1]) < limit]
+
+    def _rows(self, odb: Odb) -> Iterator[tuple[str, tuple[str, str, bytes]]]:
+        state = snapshot(self.repository, odb)
+        folders = {**dict(_archived(state.archive)), **dict(_folders(state.ledger.folder(RUNS)))}
+        known, self._known = self._known, {}
+        for run_id, oid in folders.items():
+            row = known.get(oid) or self._read(state.ledger.store, run_id, oid)
+            if row is not None:
+                self._known[oid] = row
+                yield run_id, row
+
+    def _read(self, store: ObjectStore, run_id: str, oid: str) -> tuple[str, str, bytes] | None:
+        try:
+            tree = store.find(oid, TREE)
+            raw = Tree(oid, tree).raw(RUN_FILE.encode()) if tree else None
+            data = store.find(raw_oid(raw), BLOB, limit=MAX_RECORD_BYTES) if raw else None
+            record = load_object(data) if data else None
+        except (ValueError, OSError) as exc:
+            log.warning("run %r is damaged: %s", run_id, exc)
+            return None
+        run = load_run(record) if record else None
+        if run is None or run.run_id != run_id or data is None:
+            log.warning("run %r is damaged and is left out", run_id)
+            return None
+        return run.started_at, run_id, data
+
+
+def _folders(tree: Tree | None) -> Iterator[tuple[str, str]]:
+    """Run ids and folder ids of one tree of runs."""
+    if tree is not None:
+        for name, raw in tree.raw_items().items():
+            if is_dir(raw) and is_valid_id(decode_name(name)):
+                yield decode_name(name), raw_oid(raw)
+
+
+def _archived(archive: TreeEditor) -> Iterator[tuple[str, str]]:
+    """The same of the archive, whose folders are ``<YYYY/MM/DD | other>/<2 hex>``."""
+
+    def walk(path: str, depth: int) -> Iterator[tuple[str, str]]:
+        if depth == 0:
+            yield from _folders(archive.folder(path))
+            return
+        for name in archive.names(path):
+            yield from walk(f"{path}/{name}", 1 if name == "other" else depth - 1)
+
+    yield from walk(ARCHIVED_RUNS, 4)

@@ -1,0 +1,304 @@
+"""The synchronous library: one repository, all verbs, thread-safe.
+
+Writes are handed to the repository's writer thread and waited for; reads open the
+objects in the calling thread. Errors are raised; absence is a value.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from scp_git.broadcast import bus
+from scp_git.errors import RepositoryBusy, ScpGitError
+from scp_git.git.committer import Committer
+from scp_git.git.handle import Repository
+from scp_git.git.transaction import Operation
+from scp_git.ids import check_id, clock, format_time
+from scp_git.ledger.operations import DeleteRuns, EnsureLedger, RecordRun
+from scp_git.ledger.queries import RunFilter, RunReader
+from scp_git.ledger.tracking import TrackedRun
+from scp_git.models import Run, RunEvent
+from scp_git.settings import Settings
+from scp_git.writer import ThreadWaiter, Ticket, Waiter, Writer, log, writer_for
+
+Events = Iterable[RunEvent | Mapping[str, Any]]
+Result = TypeVar("Result")
+
+_PRUNE_CHUNK = 500
+_EVENT_SIZE = 200
+
+
+class Store:
+    """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        self._repository = repository
+        self.settings = settings
+        self._writer: Writer = writer_for(
+            lambda: Committer(
+                repository, durability=settings.durability, lock_timeout_s=settings.lock_timeout_s
+            ),
+            str(repository.common_dir),
+            settings,
+        )
+        self._runs = RunReader(repository)
+        self._meta = {"root": str(repository.root)}
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str], settings: Settings | None = None) -> Self:
+        """Open the repository whose top is ``root``; settings default to git config ``scp.*``.
+
+        Nothing is written. Raises ``NotARepository``, ``UnsupportedRepository`` or
+        ``InvalidSettings``.
+        """
+        repository = Repository.open(root)
+        return cls(repository, settings or Settings.from_config(repository.config("scp.")))
+
+    @property
+    def root(self) -> Path:
+        """The top of the working tree, or the bare repository, that was opened."""
+        return self._repository.root
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the queued writes. The store stays usable."""
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until every write queued for this repository is stored or has failed."""
+        self._writer.flush()
+
+    # ------------------------------------------------------------ writing
+
+    def ensure_ledger(self) -> Path | None:
+        """Make branch, view and missing run tags as they should be; returns the view's path.
+
+        Idempotent. ``None`` in a bare repository, which has no view. Raises
+        ``StorageFailed`` when something that is not ours stands where the view belongs.
+        """
+        return self.ensured(self._wait(self.ensuring()))
+
+    def record_run(self, run: Run, events: Events | None = None) -> str:
+        """Store a run with its events, durably; returns its id.
+
+        The same run recorded twice is stored once. Empty ``user``, ``code_ref``,
+        ``ended_at`` and ``duration_ms`` are filled in what is stored.
+
+        Raises ``InvalidId``, ``AlreadyExists`` (other content, or deleted),
+        ``RecordTooLarge`` (16 MiB a run, 4 MiB an event), ``RepositoryBusy`` or
+        ``StorageFailed``; ``ValidationError`` or ``TypeError`` for what is no valid run.
+        """
+        operation = self.prepared(run, events)
+        self._wait(self.recording(run, lambda: operation, size=operation.size))
+        return operation.run_id
+
+    @contextmanager
+    def track_run(
+        self,
+        type: str,
+        *,
+        subtype: str = "",
+        user: str = "",
+        environment: str = "",
+        summary: str = "",
+        metadata: dict[str, Any] | None = None,
+    ) -> Iterator[TrackedRun]:
+        """Time a block and record it as a run when it ends.
+
+        An exception makes the run ``failed`` and goes on. A ledger that fails is
+        logged and announced (``scp:error``); it never breaks the tracked work.
+        """
+        run = TrackedRun(
+            type,
+            subtype=subtype,
+            user=user,
+            environment=environment,
+            summary=summary,
+            metadata=metadata,
+        )
+        self.begin_tracking(run)
+        try:
+            yield run
+        except BaseException as exc:
+            run.failed(exc)
+            raise
+        finally:
+            try:
+                self.record_run(*run.finish())
+            except Exception as exc:
+                self.report("track_run", exc, key=run.run_id)
+
+    def delete_run(self, run_id: str) -> bool:
+        """Remove a run with its tag, events and chat from the present state; False if there is none.
+
+        It stays deleted: the id is refused from then on. History keeps it.
+        """
+        return bool(self._wait(self.deleting([check_id("run", run_id)])))
+
+    def prune_runs(self, *, older_than_days: float) -> int:
+        """Delete all runs that started more than so many days ago; returns how many."""
+        removed = 0
+        run_ids = self.prunable(older_than_days)
+        for start in range(0, len(run_ids), _PRUNE_CHUNK):
+            removed += len(self._wait(self.deleting(run_ids[start : start + _PRUNE_CHUNK])))
+        return removed
+
+    # ------------------------------------------------------------ reading
+
+    def list_runs(
+        self,
+        *,
+        n: int = 20,
+        before: str | None = None,
+        type: str | None = None,
+        status: str | None = None,
+        user: str | None = None,
+        environment: str | None = None,
+        since: str | datetime | None = None,
+        until: str | datetime | None = None,
+    ) -> list[Run]:
+        """The newest ``n`` runs by (``started_at``, id) that pass the filters, newest first.
+
+        ``before`` is the id of a run: only older ones are listed. A damaged record is
+        left out and logged. Raises ``ValueError`` for times that are none.
+        """
+        only = RunFilter.build(type, status, user, environment, since, until)
+        if before is not None:
+            check_id("run", before)
+        return self._runs.newest(n=max(n, 0), before=before, only=only)
+
+    def get_run(self, run_id: str) -> Run | None:
+        """The run as it was stored, or ``None`` if there is none."""
+        return self._runs.get(check_id("run", run_id))
+
+    def get_run_events(self, run_id: str) -> list[dict[str, Any]]:
+        """The run's events in the order of ``seq``; empty if there is no such run."""
+        return self._runs.events(check_id("run", run_id))
+
+    # ------------------------------------------------------------ tickets, for the async facade too
+
+    def checked(self, run_id: str) -> str:
+        """The run id, or ``InvalidId``."""
+        return check_id("run", run_id)
+
+    def prepared(self, run: Run, events: Events | None) -> RecordRun:
+        """Validate and encode a run; HEAD and identity are this root's at the time of the call."""
+        return RecordRun.prepare(
+            run, events, user=self._repository.identity().name, head=self._repository.head()
+        )
+
+    def recording(self, run: Run, prepare: Callable[[], Operation[Any]], *, size: int) -> Ticket:
+        """The ticket that records a run and then announces it."""
+
+        def announce(stored: bool) -> None:
+            if stored:
+                data = {name: getattr(run, name) for name in ("type", "subtype", "status", "summary")}
+                bus.publish("ledger:run", key=run.run_id, data=data, meta=self._meta)
+
+        return Ticket(prepare, size=size, after=announce)
+
+    def ensuring(self) -> Ticket:
+        return Ticket(EnsureLedger, size=0)
+
+    def ensured(self, _: object = None) -> Path | None:
+        """The view's path once it is there."""
+        view = self._writer.committer.view
+        if view is None:
+            return None
+        if not view.healthy():
+            view.explain()
+        return view.path
+
+    def deleting(self, run_ids: list[str]) -> Ticket:
+        def announce(removed: list[str]) -> None:
+            for run_id in removed:
+                bus.publish("ledger:deleted", key=run_id, data={}, meta=self._meta)
+
+        return Ticket(lambda: DeleteRuns(tuple(run_ids)), size=256 * len(run_ids), after=announce)
+
+    def prunable(self, older_than_days: float) -> list[str]:
+        """The ids of all runs that started more than so many days ago."""
+        if not older_than_days >= 0:
+            raise ValueError("older_than_days must not be negative")
+        try:
+            limit = clock.now() - timedelta(days=older_than_days)
+        except OverflowError:
+            return []
+        return self._runs.ids_before(format_time(limit))
+
+    def begin_tracking(self, run: TrackedRun) -> None:
+        """Note HEAD at the beginning of a tracked block."""
+        try:
+            run.code_ref = self._repository.head() or ""
+        except ScpGitError as exc:
+            self.report("track_run", exc, key=run.run_id)
+
+    def report(self, operation: str, exc: BaseException, *, key: str = "") -> None:
+        """Log and announce a failure that must not break the caller's work."""
+        report_failure(operation, exc, root=self._meta["root"], key=key)
+
+    def submit(self, ticket: Ticket, waiter: Waiter | None = None) -> Ticket:
+        ticket.waiter = waiter
+        self._writer.submit(ticket)
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        return self._writer.withdraw(ticket)
+
+    def _wait(self, ticket: Ticket) -> Any:
+        """Hand a write to the writer and wait; withdrawn with ``RepositoryBusy`` after ``lock_timeout_s``."""
+        waiter = ThreadWaiter()
+        started = time.monotonic()
+        self.submit(ticket, waiter)
+        try:
+            if not waiter.wait(self.settings.lock_timeout_s) and self.withdraw(ticket):
+                raise RepositoryBusy(f"the ledger of {self.root}", time.monotonic() - started)
+            waiter.wait(None)
+        except BaseException:
+            self.withdraw(ticket)
+            raise
+        return ticket.outcome()
+
+
+def events_size(events: Events | None) -> int | None:
+    """About how many bytes so many events take; ``None`` if they cannot be counted."""
+    if events is None:
+        return 0
+    return len(events) * _EVENT_SIZE if isinstance(events, list | tuple) else None
+
+
+def report_failure(operation: str, exc: BaseException, *, root: str, key: str = "") -> None:
+    """Log at ERROR with the error's code and publish ``scp:error``."""
+    code = exc.code if isinstance(exc, ScpGitError) else "invalid-record"
+    detail = str(exc) if isinstance(exc, ScpGitError) else exc.__class__.__name__
+    log.error("%s failed (%s): %s", operation, code, detail)
+    data = {"code": code, "operation": operation, "detail": detail}
+    bus.publish("scp:error", key=key, data=data, error=detail, meta={"root": root})
+
+
+_open_lock = threading.Lock()
+_opened: dict[str, Store] = {}
+
+
+def store_at(root: str | os.PathLike[str]) -> Store:
+    """The process's store for a root, opened on first use."""
+    key = os.path.abspath(os.fspath(root))
+    with _open_lock:
+        store = _opened.get(key)
+    if store is None:
+        store = Store.open(key)
+        with _open_lock:
+            store = _opened.setdefault(key, store)
+    return store

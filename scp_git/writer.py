@@ -1,0 +1,343 @@
+"""The writer thread: group commit.
+
+One lazily started daemon thread per repository and process. It takes the gate,
+then takes whatever is waiting, makes one transaction of it, publishes the events,
+and wakes the callers of each event loop with a single callback. Load sets the
+batch size; no timer is needed.
+
+A write is *withdrawn* by cancellation or deadline until it is taken; then it was
+certainly not written. A taken one is finished, whoever still waits for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, Protocol
+
+from scp_git.errors import RepositoryBusy, ScpGitError, StorageFailed
+from scp_git.git.committer import Committer
+from scp_git.git.maintenance import merge_packs
+from scp_git.git.transaction import Operation
+from scp_git.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_MAINTAIN_EVERY = 16
+"""Transactions between two looks at whether packs should be merged."""
+
+
+class Waiter(Protocol):
+    """Somebody who waits; ``wake`` is called once for all tickets of a batch that share a ``group``."""
+
+    @property
+    def group(self) -> object: ...
+
+    def wake(self, tickets: list[Ticket]) -> None: ...
+
+
+class State(Enum):
+    QUEUED = "queued"
+    TAKEN = "taken"
+    DONE = "done"
+    WITHDRAWN = "withdrawn"
+
+
+class Ticket:
+    """One write on its way: ``prepare`` makes the operation, ``after`` runs once it is stored."""
+
+    __slots__ = ("after", "error", "operation", "prepare", "result", "size", "state", "waiter")
+
+    def __init__(
+        self,
+        prepare: Callable[[], Operation[Any]],
+        *,
+        size: int,
+        waiter: Waiter | None = None,
+        after: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.prepare = prepare
+        self.size = size
+        self.waiter = waiter
+        self.after = after
+        self.operation: Operation[Any] | None = None
+        self.state = State.QUEUED
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def outcome(self) -> Any:
+        """The operation's result, or its error raised."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class ThreadWaiter:
+    """Waits in a plain thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    @property
+    def group(self) -> object:
+        return self
+
+    def wake(self, tickets: list[Ticket]) -> None:
+        self._event.set()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        return self._event.wait(timeout_s)
+
+
+class Writer:
+    """The one way to write to a repository from this process. Thread-safe."""
+
+    def __init__(self, committer: Committer, settings: Settings) -> None:
+        self.committer = committer
+        self.settings = settings
+        self._reset()
+        _writers.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._work = threading.Lock()  # whoever holds it works on batches: the thread, or the exit hook
+        self._queue: deque[Ticket] = deque()
+        self._queued_bytes = 0
+        self._thread: threading.Thread | None = None
+        self._open = 0  # tickets neither done nor withdrawn
+        self._transactions = 0
+        self._merging: threading.Thread | None = None
+
+    # ------------------------------------------------------------ callers
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a write. Raises ``RepositoryBusy`` when too many bytes wait already."""
+        with self._lock:
+            if self._queued_bytes + ticket.size > self.settings.queue_bytes and self._queue:
+                raise RepositoryBusy("the writer's queue", 0.0)
+            self._queue.append(ticket)
+            self._queued_bytes += ticket.size
+            self._open += 1
+            if self._thread is None:
+                self._start()
+            self._changed.notify_all()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="scp-git-writer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending; the exit hook does the work
+            return
+        self._thread = thread
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Take a write back; False if it was taken already and is being written."""
+        with self._lock:
+            if ticket.state is not State.QUEUED:
+                return False
+            ticket.state = State.WITHDRAWN
+            self._queue.remove(ticket)
+            self._queued_bytes -= ticket.size
+            self._close(1)
+            return True
+
+    def _close(self, count: int) -> None:
+        self._open -= count
+        self._changed.notify_all()
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is queued or being written; False when ``timeout_s`` passes first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._open == 0, timeout_s)
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            self._work_once()
+            self._maintain()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            if self._changed.wait_for(lambda: bool(self._queue), self.settings.idle_s):
+                return True
+            self._thread = None
+            return False
+
+    def _work_once(self) -> None:
+        """Write one batch; whatever happens, every ticket taken gets an answer."""
+        with self._work:
+            self._prepare(self._waiting())
+            batch: list[Ticket] = []
+            try:
+                self.committer.take_gate()
+                try:
+                    batch = self._take()
+                    self._write(batch)
+                finally:
+                    self.committer.release_gate()
+            except ScpGitError as exc:
+                self._fail(batch or self._take(), exc)
+            except Exception as exc:
+                log.exception("the writer met an unexpected error")
+                self._fail(batch or self._take(), StorageFailed("writing to the ledger", exc))
+            self._announce(batch)
+            self._finish(batch)
+
+    def _waiting(self) -> list[Ticket]:
+        with self._lock:
+            return list(self._queue)
+
+    def _prepare(self, tickets: Iterable[Ticket]) -> None:
+        """Resolve and encode; an error is the ticket's own."""
+        for ticket in tickets:
+            if ticket.operation is None and ticket.error is None:
+                try:
+                    ticket.operation = ticket.prepare()
+                    ticket.size = max(ticket.operation.size, ticket.size)
+                except Exception as exc:
+                    ticket.error = exc
+
+    def _take(self) -> list[Ticket]:
+        """Take what waits, up to the bounds of a batch; from now on nothing of it can be withdrawn."""
+        batch: list[Ticket] = []
+        size = 0
+        with self._lock:
+            while self._queue and len(batch) < self.settings.max_batch:
+                ticket = self._queue[0]
+                if batch and size + ticket.size > self.settings.max_batch_bytes:
+                    break
+                self._queue.popleft()
+                ticket.state = State.TAKEN
+                batch.append(ticket)
+                size += ticket.size
+            self._queued_bytes = sum(ticket.size for ticket in self._queue) if self._queue else 0
+        return batch
+
+    def _write(self, batch: list[Ticket]) -> None:
+        self._prepare(batch)
+        ready = [ticket for ticket in batch if ticket.error is None and ticket.operation is not None]
+        if not ready:
+            return
+        outcomes = self.committer.run([t.operation for t in ready if t.operation is not None])
+        self._transactions += 1
+        for ticket, outcome in zip(ready, outcomes, strict=True):
+            if isinstance(outcome, ScpGitError):
+                ticket.error = outcome
+            else:
+                ticket.result = outcome
+
+    def _fail(self, batch: list[Ticket], exc: ScpGitError) -> None:
+        for ticket in batch:
+            if ticket.error is None:
+                # One object each: a traceback grows on every raise.
+                ticket.error = copy.copy(exc)
+                ticket.error.__cause__ = exc.__cause__
+        self._finish(batch)
+
+    def _announce(self, batch: list[Ticket]) -> None:
+        for ticket in batch:
+            if ticket.error is None and ticket.after is not None and ticket.state is State.TAKEN:
+                try:
+                    ticket.after(ticket.result)
+                except Exception:
+                    log.exception("an event could not be published")
+
+    def _finish(self, batch: list[Ticket]) -> None:
+        groups: dict[object, list[Ticket]] = {}
+        with self._lock:
+            done = [ticket for ticket in batch if ticket.state is State.TAKEN]
+            for ticket in done:
+                ticket.state = State.DONE
+                if ticket.waiter is not None:
+                    groups.setdefault(ticket.waiter.group, []).append(ticket)
+            self._close(len(done))
+        for tickets in groups.values():
+            assert tickets[0].waiter is not None
+            tickets[0].waiter.wake(tickets)
+
+    def _maintain(self) -> None:
+        """Now and then, between batches: pack loose tags, and start a merge of packs beside the writers."""
+        if self._transactions < _MAINTAIN_EVERY:
+            return
+        self._transactions = 0
+        try:
+            self.committer.take_gate()
+            try:
+                self.committer.pack_tags()
+            finally:
+                self.committer.release_gate()
+        except (ScpGitError, OSError) as exc:
+            log.warning("tags could not be packed, it is tried again later: %s", exc)
+        if self._merging is None or not self._merging.is_alive():
+            self._merging = threading.Thread(target=self._merge_packs, name="scp-git-packs", daemon=True)
+            self._merging.start()
+
+    def _merge_packs(self) -> None:
+        try:
+            if merge_packs(self.committer.repository, sync=self.committer.sync):
+                self.committer.forget_objects()
+        except (ScpGitError, OSError, ValueError) as exc:
+            log.warning("packs could not be merged, it is tried again later: %s", exc)
+
+    # ------------------------------------------------------------ the process's end, and its children
+
+    def drain(self, deadline: float) -> None:
+        """Write what is still queued; used when the interpreter ends."""
+        while self._waiting() and time.monotonic() < deadline:
+            thread = self._thread
+            if thread is not None and thread.is_alive():
+                self.flush(max(deadline - time.monotonic(), 0))
+            else:
+                self._work_once()
+        self.flush(max(deadline - time.monotonic(), 0))
+
+    def after_fork(self) -> None:
+        """In the child: the parent's queue, thread and locks are not ours."""
+        self._reset()
+
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+_registry: weakref.WeakValueDictionary[tuple[str, Settings], Writer] = weakref.WeakValueDictionary()
+_registry_lock = threading.Lock()
+
+
+def writer_for(committer: Callable[[], Committer], key: str, settings: Settings) -> Writer:
+    """The process's one writer for a common git dir with these settings."""
+    with _registry_lock:
+        writer = _registry.get((key, settings))
+        if writer is None:
+            writer = _registry[key, settings] = Writer(committer(), settings)
+        return writer
+
+
+def flush_all() -> None:
+    """Wait for the queued writes of every repository."""
+    for writer in list(_writers):
+        writer.flush()
+
+
+def _drain_all() -> None:
+    for writer in list(_writers):
+        writer.drain(time.monotonic() + writer.settings.lock_timeout_s)
+
+
+def _after_fork() -> None:
+    global _registry_lock
+    _registry_lock = threading.Lock()
+    for writer in list(_writers):
+        writer.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+# Runs while threads still work; plain atexit runs later, and is what remains where the other is gone.
+getattr(threading, "_register_atexit", atexit.register)(_drain_all)
