@@ -20,6 +20,9 @@ MAX_PART_BYTES = 4 * 1024 * 1024
 """One part of a JSONL stream; a line is never larger than a part."""
 
 JsonObject = dict[str, Any]
+# Encoders are kept: json.dumps makes a new one for every call with arguments.
+_compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_pretty = json.JSONEncoder(ensure_ascii=False, allow_nan=False, indent=2).encode
 
 
 def check_json(value: object, depth: int = 0) -> None:
@@ -61,12 +64,12 @@ def _check_text(value: object) -> None:
 
 def dump_compact(value: object) -> str:
     """One line, no spaces, as in a JSONL line and a tag message (without the newline)."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _compact(value)
 
 
 def dump_pretty(value: object) -> bytes:
     """A ``*.json`` file: indent 2 and a final newline."""
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+    return (_pretty(value) + "\n").encode()
 
 
 def dump_lines(values: Iterable[object]) -> bytes:

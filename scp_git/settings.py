@@ -20,21 +20,21 @@ class Settings(BaseModel):
 
     durability: Literal["full", "os"] = "full"
     """``full``: what was acknowledged survives power loss. ``os``: SIGKILL only, as no fsync is issued."""
-    hot_max: int = Field(512, ge=0)
+    hot_max: int = Field(default=512, ge=0)
     """Reserved for the archive: how many runs the ledger branch may hold. Without effect in this version."""
-    hot_min: int = Field(256, ge=0)
+    hot_min: int = Field(default=256, ge=0)
     """Reserved for the archive, see ``hot_max``. Without effect in this version."""
-    lock_timeout_s: float = Field(30.0, gt=0, le=3600)
+    lock_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """How long a write waits for other processes before it is withdrawn with ``RepositoryBusy``."""
-    network_timeout_s: float = Field(30.0, gt=0, le=3600)
+    network_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """Reserved for push and pull. Nothing in this version talks to a network."""
-    max_batch: int = Field(512, ge=1, le=100_000)
+    max_batch: int = Field(default=512, ge=1, le=100_000)
     """At most so many writes share one commit."""
-    max_batch_bytes: int = Field(8 * 1024 * 1024, ge=1)
+    max_batch_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
     """A commit takes no further write once it holds so many bytes."""
-    queue_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    queue_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     """Waiting writes may hold so many bytes; beyond that further ones are refused (``RepositoryBusy``)."""
-    idle_s: float = Field(5.0, gt=0)
+    idle_s: float = Field(default=5.0, gt=0)
     """The writer thread ends after so many idle seconds; the next write starts it again."""
 
     @classmethod

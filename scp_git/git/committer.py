@@ -26,14 +26,17 @@ from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
 from scp_git.git.transaction import Operation, Transaction
 from scp_git.git.tree import EMPTY_TREE, raw_oid
 from scp_git.git.view import View
+from scp_git.ids import is_valid_id
 from scp_git.layout import (
     FORMAT,
     FORMAT_BYTES,
     FORMAT_PATH,
     LEDGER_REF,
     RUN_TAG_PREFIX,
+    RUNS,
     TRAILER,
     deleted_path,
+    run_dir,
 )
 
 log = logging.getLogger(__name__)
@@ -189,10 +192,11 @@ class Committer:
         branches = self._branch_changes(tx, beginning)
         new: Tips = {change.name: change.new for change in branches}
         changes = [change for change in [*branches, *tx.tags.values()] if change.new != change.old]
-        if tx.deferred != self.deferred.read():
-            self.deferred.write(tx.deferred)
+        waiting = self.deferred.read()
+        if not tx.deferred <= waiting:
+            self.deferred.write(tx.deferred | waiting)
         mode = self._view_mode(tx, beginning, tips, new)
-        if not changes and mode is None and tips.get("refs") == new:
+        if not changes and mode is None and tips.get("refs") == new and tx.deferred == waiting:
             return new
         shown = tips.get("view")
         lock = self._view_lock(mode)
@@ -212,6 +216,8 @@ class Committer:
             if lock:
                 lock.release()
         self._remember(new, shown)
+        if tx.deferred < waiting:
+            self.deferred.write(tx.deferred)
         return new
 
     def _remember(self, refs: Tips, shown: str | None) -> None:
@@ -253,6 +259,8 @@ class Committer:
             return None
         if not self._ignored or tx.verify_view:
             self._ignore(self.view)
+        if not self._ignored and not self.view.healthy():
+            return None  # no view that git would show to the user
         if not self.view.healthy() or tips.get("boot") != self._boot or tx.verify_view:
             return "deep"
         if tips.get("view") != beginning.bases[LEDGER_REF].current or LEDGER_REF in beginning.merged:
@@ -289,12 +297,18 @@ class Committer:
                 self.view.apply(tx.ledger.touched(), read, lock)
             else:
                 files = ((path, raw_oid(raw)) for path, raw in tx.ledger.files())
-                self.view.compare(files, read, lock, deep=mode == "deep")
+                gone = self._gone(tx, self.view) if mode == "deep" else ()
+                self.view.compare(files, read, lock, deep=mode == "deep", gone=gone)
         except (ScpGitError, OSError) as exc:
             log.warning("the view could not follow, a later write makes it up: %s", exc)
             self.view.index.clear()
             return False
         return True
+
+    def _gone(self, tx: Transaction, view: View) -> list[str]:
+        """Folders of deleted runs that are in the view all the same: a power cut lost their removal."""
+        shown = view.names(RUNS)
+        return [run_dir(name) for name in shown if is_valid_id(name) and tx.is_deleted("run", name)]
 
 
 def check_format(repository: Repository, data: bytes | None) -> None:

@@ -30,7 +30,11 @@ class Deferred:
         return {line for line in lines if is_valid_id(line)}
 
     def write(self, run_ids: set[str]) -> None:
-        """Replace the ids. Done before the runs are published: an id without a run is harmless."""
+        """Replace the ids.
+
+        New ones are written before their runs are published, settled ones taken out
+        afterwards: an id without a run, or of an anchored run, is harmless.
+        """
         temporary = self.path.with_name(f"{SCRATCH_PREFIX}deferred")
         unlink(temporary)
         with open(temporary, "xb") as file:

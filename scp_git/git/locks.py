@@ -58,7 +58,14 @@ class Gate:
                 raise
             os.close(fd)  # the file was removed meanwhile; others hold another one
 
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
     def release(self) -> None:
+        """Let others in."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -197,11 +204,11 @@ def heal_lock(path: Path, stale_after_s: float) -> bool:
 
 
 def remove_own_lock(path: Path, inode: int) -> None:
-    """Remove a lock that the intent of a dead process names, if it still is that one."""
+    """Remove a lock that the intent of a dead process names: it still is that one, or precedes the boot."""
     try:
-        if os.lstat(path).st_ino != inode:
-            return
+        stat = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return
-    log.warning("removing %s, left by a process that was killed", path.name)
-    unlink(path)
+    if stat.st_ino == inode or stat.st_mtime < boot_time() - 1:
+        log.warning("removing %s, left by a process that was killed", path.name)
+        unlink(path)

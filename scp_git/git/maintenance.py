@@ -17,6 +17,7 @@ from pathlib import Path
 
 from scp_git.git.files import unlink
 from scp_git.git.handle import Repository
+from scp_git.git.locks import Gate
 from scp_git.git.pack import OUR_PREFIX, PackEntry, entry_header, write_pack
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def merge_packs(repository: Repository, *, sync: bool) -> bool:
             return False
         sources = [_Source(path) for path in packs]
         entries = _merged(sources)
-        merged = write_pack(repository.common_dir, entries, sync=sync, scratch="merge")
+        gate = Gate(repository.common_dir / "scp")
+        merged = write_pack(repository.common_dir, entries, sync=sync, scratch="merge", gate=gate)
         merged.release()
         for path in packs:
             if path.with_suffix("") != merged.stem:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,6 +21,8 @@ from scp_git.git.objects import Kind
 
 OUR_PREFIX = "pack-5c96170d"
 KEEP_TEXT = b"scp-git\n"
+_TEMPORARY = "tmp_pack_scp-"
+_HELD: AbstractContextManager[object] = nullcontext()
 _TYPE: dict[Kind, int] = {"commit": 1, "tree": 2, "blob": 3, "tag": 4}
 # Wide trees are rewritten by every commit and turned into deltas when packs are
 # merged, so their first pack does not spend a millisecond on compressing them.
@@ -72,12 +75,20 @@ class Pack:
             unlink(self.stem.with_suffix(suffix))
 
 
-def write_pack(common_dir: Path, entries: Sequence[PackEntry], *, sync: bool, scratch: str = "tx") -> Pack:
+def write_pack(
+    common_dir: Path,
+    entries: Sequence[PackEntry],
+    *,
+    sync: bool,
+    scratch: str = "tx",
+    gate: AbstractContextManager[object] = _HELD,
+) -> Pack:
     """Write a pack with its index, guarded by a ``.keep`` until ``release``.
 
-    The ``.keep`` is there before the index, so no moment exists in which a
-    concurrent ``git gc --prune=now`` sees the pack and may drop its objects. It is
-    covered by the fsync of the folder; its content does not matter.
+    The ``.keep`` comes first, so that no moment exists in which a concurrent ``git
+    gc --prune=now`` sees the pack and may drop its objects. It is covered by the
+    fsync of the folder; its content does not matter. Whoever does not hold the gate
+    passes it, to be held while the files get their names.
     """
     folder = common_dir / "objects" / "pack"
     make_dirs(folder, sync=sync)
@@ -86,17 +97,19 @@ def write_pack(common_dir: Path, entries: Sequence[PackEntry], *, sync: bool, sc
     order = sorted(range(len(entries)), key=lambda i: entries[i].oid)
     index = _encode_index([(entries[i].oid, crcs[i], offsets[i]) for i in order], trailer)
     pack = Pack(folder / (OUR_PREFIX + trailer.hex()[: 45 - len(OUR_PREFIX)]))
-    temporary = folder / f"tmp_pack_scp-{scratch}"
+    parts = {".pack": (body, trailer), ".idx": (index,)}
     try:
-        _write_file(temporary, (body, trailer), sync)
-        os.rename(temporary, pack.stem.with_suffix(".pack"))
-        _write_file(pack.stem.with_suffix(".keep"), (KEEP_TEXT,), sync=False, mode=0o644)
-        _write_file(temporary, (index,), sync)
-        os.rename(temporary, pack.stem.with_suffix(".idx"))
-        if sync:
-            sync_dir(folder)
+        for suffix, chunks in parts.items():
+            _write_file(folder / f"{_TEMPORARY}{scratch}{suffix}", chunks, sync)
+        with gate:
+            _write_file(pack.stem.with_suffix(".keep"), (KEEP_TEXT,), sync=False, mode=0o644)
+            for suffix in parts:
+                os.rename(folder / f"{_TEMPORARY}{scratch}{suffix}", pack.stem.with_suffix(suffix))
+            if sync:
+                sync_dir(folder)
     except BaseException:
-        unlink(temporary)
+        for suffix in parts:
+            unlink(folder / f"{_TEMPORARY}{scratch}{suffix}")
         pack.discard()
         raise
     return pack
@@ -141,21 +154,19 @@ def _write_file(path: Path, chunks: Iterable[bytes], sync: bool, mode: int = 0o4
         os.close(fd)
 
 
-def remove_stale(common_dir: Path) -> list[Path]:
-    """Remove what a dead transaction left: ``.keep`` files and temporary files of ours.
+def remove_stale(common_dir: Path) -> None:
+    """Remove what a dead transaction left: ``.keep`` files, temporary files, and packs without an index.
 
     Call only while holding the gate: then no living transaction has any.
     """
     folder = common_dir / "objects" / "pack"
     try:
-        names = os.listdir(folder)
+        names = set(os.listdir(folder))
     except FileNotFoundError:
-        return []
-    stale = [
-        folder / name
-        for name in names
-        if (name.startswith(OUR_PREFIX) and name.endswith(".keep")) or name == "tmp_pack_scp-tx"
-    ]
-    for path in stale:
-        unlink(path)
-    return stale
+        return
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        ours = name.startswith(OUR_PREFIX)
+        half = suffix == "pack" and f"{stem}.idx" not in names
+        if (ours and (suffix == "keep" or half)) or name.startswith(f"{_TEMPORARY}tx."):
+            unlink(folder / name)

@@ -163,9 +163,10 @@ class Publisher:
 
     def _sync_folders(self, names: Iterable[str], packed: bool) -> None:
         for folder in dict.fromkeys(os.path.dirname(name) for name in names):
-            path = self.common_dir / folder
-            if path.is_dir():
-                sync_dir(path)
+            try:
+                sync_dir(self.common_dir / folder)
+            except FileNotFoundError:  # git has packed the refs of this folder and removed it
+                packed = True
         if packed:
             sync_dir(self.common_dir)
 

@@ -59,6 +59,8 @@ class Transaction:
         """Runs that wait for a commit, to be anchored by the first write after one exists."""
         self.start_ledger = False
         self.verify_view = False
+        self._present_tags: dict[str, str | None] = {}
+        self._commits: dict[str, bool] = {}
 
     # ------------------------------------------------------------ tags
 
@@ -68,7 +70,9 @@ class Transaction:
         return change.new if change else self._present_tag(run_id)
 
     def _present_tag(self, run_id: str) -> str | None:
-        return self.repository.refs.read(run_tag_ref(run_id))
+        if run_id not in self._present_tags:
+            self._present_tags[run_id] = self.repository.refs.read(run_tag_ref(run_id))
+        return self._present_tags[run_id]
 
     def set_tag(self, run_id: str, data: bytes, target: str) -> str:
         """Make the run's tag from its tag object; returns the object's id."""
@@ -108,9 +112,11 @@ class Transaction:
 
     def has_commit(self, oid: str | None) -> bool:
         """Whether ``oid`` is a commit of this repository."""
-        if not is_oid(oid):
+        if oid is None or not is_oid(oid):
             return False
-        return self.store.base.kind(str(oid)) == COMMIT
+        if oid not in self._commits:
+            self._commits[oid] = self.store.base.kind(oid) == COMMIT
+        return self._commits[oid]
 
     def is_deleted(self, kind: str, id: str) -> bool:
         """Whether a deletion of this id is recorded; it then stays deleted."""

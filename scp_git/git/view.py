@@ -161,11 +161,18 @@ class View:
         self._commit(lock)
 
     def compare(
-        self, files: Iterable[tuple[str, str]], read: ReadBlob, lock: LockFile, *, deep: bool
+        self,
+        files: Iterable[tuple[str, str]],
+        read: ReadBlob,
+        lock: LockFile,
+        *,
+        deep: bool,
+        gone: Iterable[str] = (),
     ) -> None:
         """Make the view show exactly ``files`` (path and blob id); other people's files are left alone.
 
         With ``deep`` every file's state is looked at, else only what the index says.
+        The files in the folders ``gone`` are removed, whatever the index says.
         """
         wanted = dict(files)
         self.index.load()
@@ -177,7 +184,17 @@ class View:
                 name = os.fsencode(path)
                 if self.index.oid(name) != oid or (deep and not self._intact(folder, path, oid)):
                     changes[path] = oid
+            for path in gone:
+                changes.update({f"{path}/{name}": None for name in folder.names(path)})
         self.apply(changes, read, lock)
+
+    def names(self, path: str) -> list[str]:
+        """The names in a folder of the view as it lies on the disk."""
+        try:
+            with _Folder(self.path) as folder:
+                return folder.names(path)
+        except OSError:
+            return []
 
     def _intact(self, folder: _Folder, path: str, oid: str) -> bool:
         stat = folder.stat(path)
@@ -261,6 +278,10 @@ class _Folder:
             return None if parent is None else os.stat(leaf, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             return None
+
+    def names(self, path: str) -> list[str]:
+        fd = self._descend(path, create=False)
+        return [] if fd is None else os.listdir(fd)
 
     def read(self, path: str) -> bytes | None:
         head, _, leaf = path.rpartition("/")
