@@ -137,13 +137,13 @@ class AsyncStore:
         await offload(self.store.begin_tracking, run)
         try:
             yield run
-        except anyio.get_cancelled_exc_class() as exc:
-            run.failed(exc, cancelled=True)
-            self._hand_over(run)
-            raise
-        except BaseException as exc:
+        except Exception as exc:
             run.failed(exc)
             await self._record_tracked(run)
+            raise
+        except BaseException as exc:  # cancelled, or the interpreter is ending: nothing can be awaited
+            run.failed(exc, cancelled=_is_cancellation(exc))
+            self._hand_over(run)
             raise
         else:
             await self._record_tracked(run)
@@ -161,6 +161,7 @@ class AsyncStore:
         """Give a run to the writer without waiting; recording one twice stores it once."""
         made, events = run.finish()
         ticket = self.store.recording(made, partial(self.store.prepared, made, events), size=2048)
+        ticket.lost = partial(self.store.report, "track_run", key=run.run_id)
         try:
             self.store.submit(ticket)
         except ScpGitError as exc:
@@ -228,6 +229,14 @@ class AsyncStore:
             self.store.withdraw(ticket)
             raise
         return ticket.outcome()
+
+
+def _is_cancellation(exc: BaseException) -> bool:
+    """Whether the task was cancelled; nested task groups wrap that in exception groups."""
+    cancelled = anyio.get_cancelled_exc_class()
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(cancelled)[1] is None
+    return isinstance(exc, cancelled)
 
 
 @asynccontextmanager

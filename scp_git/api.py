@@ -18,7 +18,7 @@ from scp_git.aio import AsyncStore, offload
 from scp_git.errors import ScpGitError
 from scp_git.ledger.tracking import TrackedRun
 from scp_git.models import Run
-from scp_git.store import Events, report_failure, store_at
+from scp_git.store import Events, opened_store, opener, report_failure
 from scp_git.writer import flush_all
 
 Root = str | os.PathLike[str]
@@ -26,7 +26,8 @@ Result = TypeVar("Result")
 
 
 async def _store(root: Root) -> AsyncStore:
-    return AsyncStore(await offload(store_at, os.fspath(root)))
+    store = opened_store(root)
+    return AsyncStore(await offload(opener(root)) if store is None else store)
 
 
 async def _guarded(

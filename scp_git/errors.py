@@ -27,12 +27,16 @@ class ScpGitError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.__dict__.copy())
+        state = self.__dict__.copy()
+        if isinstance(self, OSError):  # kept by OSError itself, not in __dict__
+            state["errno"] = self.errno
+        return _rebuild, (type(self), state)
 
 
 def _rebuild(kind: type[ScpGitError], state: dict[str, Any]) -> ScpGitError:
     error = kind.__new__(kind)
-    error.__dict__.update(state)
+    for name, value in state.items():
+        setattr(error, name, value)
     error.args = (state["message"],)
     return error
 

@@ -43,10 +43,16 @@ def check_id(kind: str, value: object) -> str:
 
 
 def format_time(moment: datetime) -> str:
-    """``2026-02-17T20:45:00.000000+00:00``; a time without zone is taken as UTC."""
+    """``2026-02-17T20:45:00.000000+00:00``; a time without zone is taken as UTC.
+
+    Raises ``ValueError`` where the UTC value leaves the years 1 to 9999.
+    """
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+    try:
+        return moment.astimezone(UTC).isoformat(timespec="microseconds")
+    except OverflowError as exc:
+        raise ValueError(f"out of range in UTC: {moment}") from exc
 
 
 def parse_time(text: str) -> datetime:

@@ -285,20 +285,25 @@ def report_failure(operation: str, exc: BaseException, *, root: str, key: str = 
     detail = str(exc) if isinstance(exc, ScpGitError) else exc.__class__.__name__
     log.error("%s failed (%s): %s", operation, code, detail)
     data = {"code": code, "operation": operation, "detail": detail}
-    bus.publish("scp:error", key=key, data=data, error=detail, meta={"root": root})
+    bus.publish("scp:error", key=key, data=data, error=detail, meta={"root": os.path.realpath(root)})
 
 
 _open_lock = threading.Lock()
 _opened: dict[str, Store] = {}
 
 
-def store_at(root: str | os.PathLike[str]) -> Store:
-    """The process's store for a root, opened on first use."""
-    key = os.path.abspath(os.fspath(root))
-    with _open_lock:
-        store = _opened.get(key)
-    if store is None:
+def opened_store(root: str | os.PathLike[str]) -> Store | None:
+    """The process's store for a root if it was used before; touches no disk."""
+    return _opened.get(os.path.abspath(root))
+
+
+def opener(root: str | os.PathLike[str]) -> Callable[[], Store]:
+    """What opens the process's store for a root; a relative path is that of this moment."""
+    key = os.path.abspath(root)
+
+    def open_it() -> Store:
         store = Store.open(key)
         with _open_lock:
-            store = _opened.setdefault(key, store)
-    return store
+            return _opened.setdefault(key, store)
+
+    return open_it

@@ -54,7 +54,7 @@ class State(Enum):
 class Ticket:
     """One write on its way: ``prepare`` makes the operation, ``after`` runs once it is stored."""
 
-    __slots__ = ("after", "error", "operation", "prepare", "result", "size", "state", "waiter")
+    __slots__ = ("after", "error", "lost", "operation", "prepare", "result", "size", "state", "waiter")
 
     def __init__(
         self,
@@ -63,11 +63,14 @@ class Ticket:
         size: int,
         waiter: Waiter | None = None,
         after: Callable[[Any], None] | None = None,
+        lost: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.prepare = prepare
         self.size = size
         self.waiter = waiter
         self.after = after
+        self.lost = lost
+        """Told of a failure that nobody waits for."""
         self.operation: Operation[Any] | None = None
         self.state = State.QUEUED
         self.result: Any = None
@@ -144,8 +147,7 @@ class Writer:
         with self._lock:
             if ticket.state is not State.QUEUED:
                 return False
-            ticket.state = State.WITHDRAWN
-            self._queue.remove(ticket)
+            ticket.state = State.WITHDRAWN  # it leaves the queue when its turn comes
             self._queued_bytes -= ticket.size
             self._close(1)
             return True
@@ -185,17 +187,15 @@ class Writer:
                     self._write(batch)
                 finally:
                     self.committer.release_gate()
-            except ScpGitError as exc:
-                self._fail(batch or self._take(), exc)
             except Exception as exc:
-                log.exception("the writer met an unexpected error")
-                self._fail(batch or self._take(), StorageFailed("writing to the ledger", exc))
+                batch = batch or self._take()
+                self._fail(batch, exc)
             self._announce(batch)
             self._finish(batch)
 
     def _waiting(self) -> list[Ticket]:
         with self._lock:
-            return list(self._queue)
+            return [ticket for ticket in self._queue if ticket.state is State.QUEUED]
 
     def _prepare(self, tickets: Iterable[Ticket]) -> None:
         """Resolve and encode; an error is the ticket's own."""
@@ -214,13 +214,16 @@ class Writer:
         with self._lock:
             while self._queue and len(batch) < self.settings.max_batch:
                 ticket = self._queue[0]
+                if ticket.state is State.WITHDRAWN:
+                    self._queue.popleft()
+                    continue
                 if batch and size + ticket.size > self.settings.max_batch_bytes:
                     break
                 self._queue.popleft()
                 ticket.state = State.TAKEN
                 batch.append(ticket)
                 size += ticket.size
-            self._queued_bytes = sum(ticket.size for ticket in self._queue) if self._queue else 0
+            self._queued_bytes = sum(t.size for t in self._queue if t.state is State.QUEUED)
         return batch
 
     def _write(self, batch: list[Ticket]) -> None:
@@ -236,21 +239,25 @@ class Writer:
             else:
                 ticket.result = outcome
 
-    def _fail(self, batch: list[Ticket], exc: ScpGitError) -> None:
+    def _fail(self, batch: list[Ticket], exc: Exception) -> None:
+        if not isinstance(exc, ScpGitError):
+            log.error("the writer met an unexpected error", exc_info=exc)
+            exc = StorageFailed("writing to the ledger", exc)
         for ticket in batch:
             if ticket.error is None:
                 # One object each: a traceback grows on every raise.
                 ticket.error = copy.copy(exc)
                 ticket.error.__cause__ = exc.__cause__
-        self._finish(batch)
 
     def _announce(self, batch: list[Ticket]) -> None:
         for ticket in batch:
-            if ticket.error is None and ticket.after is not None and ticket.state is State.TAKEN:
-                try:
+            try:
+                if ticket.error is not None and ticket.lost is not None:
+                    ticket.lost(ticket.error)
+                elif ticket.error is None and ticket.after is not None:
                     ticket.after(ticket.result)
-                except Exception:
-                    log.exception("an event could not be published")
+            except Exception:
+                log.exception("an event could not be published")
 
     def _finish(self, batch: list[Ticket]) -> None:
         groups: dict[object, list[Ticket]] = {}
@@ -300,6 +307,8 @@ class Writer:
             else:
                 self._work_once()
         self.flush(max(deadline - time.monotonic(), 0))
+        if self._merging is not None:
+            self._merging.join(max(deadline - time.monotonic(), 0))
 
     def after_fork(self) -> None:
         """In the child: the parent's queue, thread and locks are not ours."""

@@ -47,16 +47,16 @@ class Gate:
     def take(self) -> None:
         """Hold the gate; blocks until it is free."""
         while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            # Kept in the object while it waits: a child forked meanwhile must close it, too.
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.fstat(fd).st_nlink:
-                    self._fd = fd
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+                if os.fstat(self._fd).st_nlink:
                     return
             except BaseException:
-                os.close(fd)
+                self.release()
                 raise
-            os.close(fd)  # the file was removed meanwhile; others hold another one
+            self.release()  # the file was removed meanwhile; others hold another one
 
     def __enter__(self) -> None:
         self.take()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol, TypeVar
 
-from scp_git.errors import ScpGitError
+from scp_git.errors import ScpGitError, StorageFailed
 from scp_git.git.anchors import find_run, read_record, run_tag
 from scp_git.git.handle import Identity, Repository
 from scp_git.git.objects import COMMIT, TAG, Anchor, ObjectStore, is_oid
@@ -130,9 +130,14 @@ class Transaction:
         tags, subjects, deferred = dict(self.tags), len(self.subjects), set(self.deferred)
         try:
             return operation.apply(self)
-        except ScpGitError as exc:
+        except Exception as exc:
             for editor, mark in zip((self.ledger, self.archive, self.notes), marks, strict=True):
                 editor.rollback(mark)
             self.tags, self.deferred = tags, deferred
             del self.subjects[subjects:]
-            return exc
+            if isinstance(exc, ScpGitError):
+                return exc
+            log.exception("%s met an unexpected error", type(operation).__name__)
+            failure = StorageFailed(f"applying {type(operation).__name__}", exc)
+            failure.__cause__ = exc
+            return failure

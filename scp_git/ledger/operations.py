@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from scp_git.codec import (
@@ -15,12 +15,13 @@ from scp_git.codec import (
     dump_compact,
     dump_pretty,
     load_lines,
+    load_object,
     tag_message,
 )
 from scp_git.errors import AlreadyExists, RecordTooLarge
-from scp_git.git.anchors import find_run, read_record
+from scp_git.git.anchors import find_run, read_record, run_tag
 from scp_git.git.notes import remove_note
-from scp_git.git.objects import TAG, Anchor, encode_tag, hash_object
+from scp_git.git.objects import TAG, Anchor, hash_object
 from scp_git.git.transaction import Transaction
 from scp_git.git.tree import TreeEditor
 from scp_git.ids import check_id, clock, format_time, now_iso, parse_time
@@ -32,10 +33,12 @@ from scp_git.layout import (
     part_name,
     run_chat_dir,
     run_dir,
-    run_tag_name,
 )
 from scp_git.models import Run, RunEvent
 
+_UNSET_EVENT = RunEvent().model_dump()
+_ANCHOR_BYTES = 1024
+_SURELY_SMALL = 64 * 1024
 _FILLED = ("user", "code_ref", "ended_at", "duration_ms")
 
 
@@ -63,10 +66,10 @@ class RecordRun:
     """The run as it is stored, without its anchor."""
     filled: frozenset[str]
     """The fields that the caller left empty; they do not count when a run is recorded twice."""
-    events: tuple[JsonObject, ...]
+    parts: tuple[bytes, ...]
+    """The events as JSONL, cut into parts."""
     timeless: frozenset[int]
     """Positions of the events whose ``ts`` the caller left out."""
-    parts: tuple[bytes, ...]
     head: str | None
     """HEAD of the caller's root."""
     size: int
@@ -88,17 +91,17 @@ class RecordRun:
         run.code_ref = run.code_ref or head or ""
         _fill_times(run)
         record = run.model_dump()
-        message = len(tag_message(record).encode())
-        if message > MAX_RECORD_BYTES:
-            raise RecordTooLarge("run", run.run_id, message, MAX_RECORD_BYTES)
+        length = _file_length(record)
+        if length > MAX_RECORD_BYTES:
+            raise RecordTooLarge("run", run.run_id, length, MAX_RECORD_BYTES)
         stored, timeless = _stored_events(events or ())
         lines = [f"{dump_compact(event)}\n".encode() for event in stored]
         longest = max(map(len, lines), default=0)
         if longest > MAX_PART_BYTES:
             raise RecordTooLarge("an event of run", run.run_id, longest, MAX_PART_BYTES)
         parts = tuple(cut_parts(lines))
-        size = 3 * message + sum(map(len, parts)) + 512
-        return cls(run.run_id, record, filled, tuple(stored), timeless, parts, head, size)
+        size = 3 * length + sum(map(len, parts))
+        return cls(run.run_id, record, filled, parts, timeless, head, size)
 
     def apply(self, tx: Transaction) -> bool:
         """True if the run was stored, False if it was there already with the same content."""
@@ -115,10 +118,8 @@ class RecordRun:
         if anchor is None:
             tx.deferred.add(self.run_id)
         else:
-            message = tag_message(record)
-            data = encode_tag(run_tag_name(self.run_id), anchor.target, anchor.tagger, message)
             if tx.tag(self.run_id) is None:
-                tx.set_tag(self.run_id, data, anchor.target)
+                tx.set_tag(self.run_id, run_tag(self.run_id, record, anchor), anchor.target)
             record["anchor"] = anchor.to_json()
         folder = run_dir(self.run_id)
         tx.ledger.put(f"{folder}/{RUN_FILE}", dump_pretty(record))
@@ -139,15 +140,21 @@ class RecordRun:
         stored = read_record(editor, f"{folder}/{RUN_FILE}")
         if stored is None:
             return False
-        given = {k: v for k, v in self.record.items() if k not in self.filled}
-        present = {k: v for k, v in stored.items() if k not in self.filled and k != "anchor"}
-        if given != present:
+        # Through JSON, which knows no tuples.
+        given = load_object(dump_compact(self.record).encode())
+        for name in (*self.filled, "anchor"):
+            given.pop(name, None)
+            stored.pop(name, None)
+        return given == stored and self._same_events(read_events(editor, folder))
+
+    def _same_events(self, stored: list[JsonObject]) -> bool:
+        given = [event for part in self.parts for event in load_lines(part)]
+        if len(given) != len(stored):
             return False
-        events = read_events(editor, folder)
-        return len(events) == len(self.events) and all(
-            _event_key(mine, position in self.timeless) == _event_key(theirs, position in self.timeless)
-            for position, (mine, theirs) in enumerate(zip(self.events, events, strict=True))
-        )
+        for position in self.timeless:
+            for events in (given, stored):
+                (events[position] or {}).pop("ts", None)
+        return given == stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +207,34 @@ def _anchored_tag(editor: TreeEditor, folder: str, run_id: str) -> str | None:
     anchor = Anchor.parse(record.get("anchor")) if record else None
     if record is None or anchor is None:
         return None
-    data = encode_tag(run_tag_name(run_id), anchor.target, anchor.tagger, tag_message(record))
-    return hash_object(TAG, data)
+    try:
+        return hash_object(TAG, run_tag(run_id, record, anchor))
+    except ValueError:  # a foreign record that cannot be spelled in UTF-8
+        return None
 
 
 def _fill_times(run: Run) -> None:
     """``ended_at`` from the duration or the clock, ``duration_ms`` from both times."""
     started = parse_time(run.started_at)
     if not run.ended_at:
-        ended = started + timedelta(milliseconds=run.duration_ms) if run.duration_ms else clock.now()
-        run.ended_at = format_time(max(started, ended))
+        run.ended_at = format_time(max(started, _end(started, run.duration_ms)))
     if not run.duration_ms:
         elapsed = parse_time(run.ended_at) - started
         run.duration_ms = max(int(elapsed.total_seconds() * 1000), 0)
+
+
+def _end(started: datetime, duration_ms: int) -> datetime:
+    try:
+        return started + timedelta(milliseconds=duration_ms) if duration_ms else clock.now()
+    except OverflowError:
+        return clock.now()
+
+
+def _file_length(record: JsonObject) -> int:
+    """About how long run.json will be, with its anchor; exact where it matters."""
+    length = len(tag_message(record).encode())
+    # An indented file can be many times longer than one line.
+    return length + _ANCHOR_BYTES if length < _SURELY_SMALL else len(dump_pretty(record)) + _ANCHOR_BYTES
 
 
 def _stored_events(
@@ -224,7 +246,11 @@ def _stored_events(
     seq = 0
     for event in events:
         if isinstance(event, RunEvent):
-            given = event.model_dump(exclude_unset=True)
+            given = {
+                name: value
+                for name, value in event.model_dump().items()
+                if name in event.model_fields_set or value != _UNSET_EVENT.get(name)
+            }
         elif isinstance(event, Mapping):
             given = dict(event)
         else:
@@ -238,7 +264,3 @@ def _stored_events(
         stored.append({"seq": seq, "ts": checked.ts or now_iso(), **given})
     order = sorted(range(len(stored)), key=lambda position: stored[position]["seq"])
     return [stored[i] for i in order], frozenset(n for n, i in enumerate(order) if i in timeless)
-
-
-def _event_key(event: JsonObject, timeless: bool) -> JsonObject:
-    return {key: value for key, value in event.items() if key != "ts" or not timeless}

@@ -122,7 +122,7 @@ class RunReader:
     def newest(self, *, n: int, before: str | None, only: RunFilter) -> list[Run]:
         """The newest ``n`` runs that pass the filter, older than the run ``before`` if given."""
         limit = self._key(before) if before else None
-        if before and limit is None:
+        if n <= 0 or (before and limit is None):
             return []
         found: list[Run] = []
         for _, _, data in self._newest_first(limit):

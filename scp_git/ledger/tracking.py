@@ -37,6 +37,7 @@ class TrackedRun:
         self._made = made
         self._started = time.monotonic()
         self._events: list[dict[str, Any]] = []
+        self._finished: Run | None = None
 
     def event(self, type: str, **fields: Any) -> None:
         """Add one event, with the present time; ``fields`` are stored as given."""
@@ -49,19 +50,20 @@ class TrackedRun:
         self.summary = _one_line(text)
 
     def finish(self) -> tuple[Run, list[dict[str, Any]]]:
-        """The run and its events as they are to be recorded."""
-        run = self._made.model_copy(
-            update={
-                "status": self.status,
-                "summary": self.summary,
-                "metadata": self.metadata,
-                "modules_affected": self.modules_affected,
-                "code_ref": self.code_ref,
-                "ended_at": format_time(clock.now()),
-                "duration_ms": int((time.monotonic() - self._started) * 1000),
-            }
-        )
-        return run, self._events
+        """The run and its events as they are to be recorded; the same each time it is asked."""
+        if self._finished is None:
+            self._finished = self._made.model_copy(
+                update={
+                    "status": self.status,
+                    "summary": self.summary,
+                    "metadata": self.metadata,
+                    "modules_affected": self.modules_affected,
+                    "code_ref": self.code_ref,
+                    "ended_at": format_time(clock.now()),
+                    "duration_ms": int((time.monotonic() - self._started) * 1000),
+                }
+            )
+        return self._finished, self._events
 
 
 def _one_line(text: str) -> str:
