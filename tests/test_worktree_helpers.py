@@ -66,7 +66,9 @@ def test_the_same_tag_twice_is_one_and_another_is_refused(repo: Path) -> None:
     assert read_tag_message(repo, "scp/run/one") == "{}\n"
 
 
-@pytest.mark.parametrize("name", ["v1", "scp/run/", "scp/run/../x", "scp/run/a/b", "scp/run/a.lock", "scp/run/-x"])
+@pytest.mark.parametrize(
+    "name", ["v1", "scp/run/", "scp/run/../x", "scp/run/a/b", "scp/run/a.lock", "scp/run/-x"]
+)
 def test_a_tag_outside_the_run_namespace_is_refused(repo: Path, name: str) -> None:
     with pytest.raises(InvalidId):
         create_run_tag(repo, name, head(repo), message="{}")
@@ -119,7 +121,8 @@ def test_processes_appending_at_once_lose_nothing(repo: Path) -> None:
     )
     target = head(repo)
     workers = [
-        subprocess.Popen([sys.executable, "-c", script, str(repo), target, str(number)]) for number in range(4)
+        subprocess.Popen([sys.executable, "-c", script, str(repo), target, str(number)])
+        for number in range(4)
     ]
     assert [worker.wait() for worker in workers] == [0] * 4
     text = notes_show(repo, REF, target)

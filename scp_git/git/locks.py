@@ -15,6 +15,7 @@ import logging
 import os
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 from scp_git.errors import RepositoryBusy
@@ -117,7 +118,6 @@ class LockFile:
                 raise RepositoryBusy(str(self.path), now - started)
             time.sleep(min(_POLL_S[min(turn, len(_POLL_S) - 1)], max(deadline - now, 0)))
             turn += 1
-        self.held = True
 
     def _try(self) -> bool:
         make_dirs(self.path.parent, sync=self._sync)
@@ -133,7 +133,7 @@ class LockFile:
             if exc.errno not in _NO_LINKS:
                 raise
             return self._try_without_links()
-        unlink(self._scratch)
+        self._taken()
         return True
 
     def _try_without_links(self) -> bool:
@@ -142,14 +142,20 @@ class LockFile:
             fd = os.open(self.path, flags, 0o644)
         except FileExistsError:
             return False
+        self._taken()
         try:
             write_all(fd, self._content)
             if self._sync:
                 os.fsync(fd)
         finally:
             os.close(fd)
-        unlink(self._scratch)
         return True
+
+    def _taken(self) -> None:
+        """The lock is ours from the moment it exists, whatever happens to the scratch file."""
+        self.held = True
+        with suppress(OSError):
+            os.unlink(self._scratch)
 
     def fill(self, content: bytes, *, sync: bool) -> None:
         """Replace the content of a lock that is held."""
@@ -182,7 +188,8 @@ class LockFile:
         if self.held:
             unlink(self.path)
             self.held = False
-        unlink(self._scratch)
+        with suppress(OSError):
+            os.unlink(self._scratch)
 
 
 def heal_lock(path: Path, stale_after_s: float) -> bool:

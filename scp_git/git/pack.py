@@ -21,7 +21,8 @@ from scp_git.git.objects import Kind
 
 OUR_PREFIX = "pack-5c96170d"
 KEEP_TEXT = b"scp-git\n"
-_TEMPORARY = "tmp_pack_scp-"
+# Not tmp_...: those git prune removes; and not ending in .idx, which git would read.
+_TEMPORARY = "scp-new-"
 _HELD: AbstractContextManager[object] = nullcontext()
 _TYPE: dict[Kind, int] = {"commit": 1, "tree": 2, "blob": 3, "tag": 4}
 # Wide trees are rewritten by every commit and turned into deltas when packs are
@@ -100,19 +101,23 @@ def write_pack(
     parts = {".pack": (body, trailer), ".idx": (index,)}
     try:
         for suffix, chunks in parts.items():
-            _write_file(folder / f"{_TEMPORARY}{scratch}{suffix}", chunks, sync)
+            _write_file(_temporary(folder, scratch, suffix), chunks, sync)
         with gate:
             _write_file(pack.stem.with_suffix(".keep"), (KEEP_TEXT,), sync=False, mode=0o644)
             for suffix in parts:
-                os.rename(folder / f"{_TEMPORARY}{scratch}{suffix}", pack.stem.with_suffix(suffix))
+                os.rename(_temporary(folder, scratch, suffix), pack.stem.with_suffix(suffix))
             if sync:
                 sync_dir(folder)
     except BaseException:
         for suffix in parts:
-            unlink(folder / f"{_TEMPORARY}{scratch}{suffix}")
+            unlink(_temporary(folder, scratch, suffix))
         pack.discard()
         raise
     return pack
+
+
+def _temporary(folder: Path, scratch: str, suffix: str) -> Path:
+    return folder / f"{_TEMPORARY}{scratch}-{suffix[1:]}"
 
 
 def _layout(entries: Sequence[PackEntry]) -> tuple[bytes, list[int], list[int]]:
@@ -168,5 +173,5 @@ def remove_stale(common_dir: Path) -> None:
         stem, _, suffix = name.rpartition(".")
         ours = name.startswith(OUR_PREFIX)
         half = suffix == "pack" and f"{stem}.idx" not in names
-        if (ours and (suffix == "keep" or half)) or name.startswith(f"{_TEMPORARY}tx."):
+        if (ours and (suffix == "keep" or half)) or name.startswith(f"{_TEMPORARY}tx-"):
             unlink(folder / name)

@@ -359,6 +359,9 @@ def _append_line(path: Path, line: str) -> None:
         tail = os.pread(fd, 4096, max(size - 4096, 0))
         end = b"\r\n" if b"\r\n" in tail else b"\n"
         glue = end if tail and not tail.endswith(b"\n") else b""
-        os.write(fd, glue + line.encode() + end)
+        data = glue + line.encode() + end
+        if os.write(fd, data) != len(data):  # the disk is full: no half line may stay
+            os.ftruncate(fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(fd)
