@@ -31,8 +31,10 @@ from scp_git.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_MAINTAIN_EVERY = 16
+_PACKS_EVERY = 4
 """Transactions between two looks at whether packs should be merged."""
+_TAGS_EVERY = 64
+"""Transactions between two looks at whether loose tags should be packed."""
 
 
 class Waiter(Protocol):
@@ -117,7 +119,7 @@ class Writer:
         self._queued_bytes = 0
         self._thread: threading.Thread | None = None
         self._open = 0  # tickets neither done nor withdrawn
-        self._transactions = 0
+        self._transactions = self._maintained = 0
         self._merging: threading.Thread | None = None
 
     # ------------------------------------------------------------ callers
@@ -274,9 +276,15 @@ class Writer:
 
     def _maintain(self) -> None:
         """Now and then, between batches: pack loose tags, and start a merge of packs beside the writers."""
-        if self._transactions < _MAINTAIN_EVERY:
-            return
-        self._transactions = 0
+        seen, self._maintained = self._maintained, self._transactions
+        if seen // _TAGS_EVERY != self._transactions // _TAGS_EVERY:
+            self._pack_tags()
+        merging = self._merging is not None and self._merging.is_alive()
+        if seen // _PACKS_EVERY != self._transactions // _PACKS_EVERY and not merging:
+            self._merging = threading.Thread(target=self._merge_packs, name="scp-git-packs", daemon=True)
+            self._merging.start()
+
+    def _pack_tags(self) -> None:
         try:
             self.committer.take_gate()
             try:
@@ -285,9 +293,6 @@ class Writer:
                 self.committer.release_gate()
         except (ScpGitError, OSError) as exc:
             log.warning("tags could not be packed, it is tried again later: %s", exc)
-        if self._merging is None or not self._merging.is_alive():
-            self._merging = threading.Thread(target=self._merge_packs, name="scp-git-packs", daemon=True)
-            self._merging.start()
 
     def _merge_packs(self) -> None:
         try:

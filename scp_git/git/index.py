@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from pathlib import Path
 
 _FIXED = struct.Struct(">10I20sH")
@@ -29,6 +29,8 @@ class IndexFile:
         self.path = path
         self._entries: dict[bytes, bytes] = {}
         self._paths: list[bytes] = []
+        self._rows: list[bytes] = []
+        """The entries in the order of ``_paths``."""
         self._signature: Signature | None = None
 
     def load(self) -> bool:
@@ -40,9 +42,10 @@ class IndexFile:
         try:
             entries = _parse(self.path.read_bytes())
         except (OSError, ValueError, struct.error):
-            self._entries, self._paths = {}, []
+            self.clear()
             return False
         self._entries, self._paths = entries, sorted(entries)
+        self._rows = [entries[path] for path in self._paths]
         self._signature = signature
         return True
 
@@ -65,23 +68,29 @@ class IndexFile:
 
     def put(self, path: bytes, oid: str, stat: os.stat_result) -> None:
         """Record a file."""
-        if path not in self._entries:
-            insort(self._paths, path)
         flags = min(len(path), 0xFFF).to_bytes(2, "big")
         body = _stat_fields(stat) + bytes.fromhex(oid) + flags + path
-        self._entries[path] = body + b"\0" * (8 - len(body) % 8)
+        entry = body + b"\0" * (8 - len(body) % 8)
+        place = bisect_left(self._paths, path)
+        if path in self._entries:
+            self._rows[place] = entry
+        else:
+            self._paths.insert(place, path)
+            self._rows.insert(place, entry)
+        self._entries[path] = entry
 
     def remove(self, path: bytes) -> None:
         if self._entries.pop(path, None) is not None:
-            del self._paths[bisect_left(self._paths, path)]
+            place = bisect_left(self._paths, path)
+            del self._paths[place], self._rows[place]
 
     def clear(self) -> None:
-        self._entries, self._paths, self._signature = {}, [], None
+        self._entries, self._paths, self._rows, self._signature = {}, [], [], None
 
     def encode(self) -> bytes:
         """The file's bytes."""
-        header = b"DIRC" + struct.pack(">II", 2, len(self._paths))
-        body = b"".join([header, *map(self._entries.__getitem__, self._paths)])
+        header = b"DIRC" + struct.pack(">II", 2, len(self._rows))
+        body = b"".join([header, *self._rows])
         return body + hashlib.sha1(body, usedforsecurity=False).digest()
 
     def written(self) -> None:

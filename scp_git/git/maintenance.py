@@ -22,8 +22,8 @@ from scp_git.git.pack import OUR_PREFIX, PackEntry, entry_header, write_pack
 
 log = logging.getLogger(__name__)
 
-MERGE_FROM = 16
-"""Packs of ours from which on they are merged; at most twenty are there at any time between writes."""
+MERGE_FROM = 12
+"""Packs of ours from which on they are merged, so that no more than twenty are ever there."""
 _TREE, _REF_DELTA = 2, 7
 _DELTA_FROM = 512
 _CANDIDATES = 4
@@ -38,7 +38,7 @@ def merge_packs(repository: Repository, *, sync: bool) -> bool:
     of times.
     """
     folder = repository.common_dir / "objects" / "pack"
-    if len(_mergeable(folder)) < MERGE_FROM:
+    if sum(name.startswith(OUR_PREFIX) and name.endswith(".idx") for name in os.listdir(folder)) < MERGE_FROM:
         return False
     with _OnlyOne(repository.common_dir / "scp" / "maintenance") as alone:
         packs = _chosen(_mergeable(folder)) if alone else []
@@ -77,35 +77,30 @@ class _OnlyOne:
 
 
 def _mergeable(folder: Path) -> list[tuple[int, Path]]:
-    """Size and path of the packs of ours that are published and complete."""
+    """Object count and path of the packs of ours that are published and complete, smallest first.
+
+    Counted in objects, not bytes: a fresh pack holds its trees uncompressed.
+    """
     names = set(os.listdir(folder))
     stems = {name.removesuffix(".pack") for name in names if name.startswith(OUR_PREFIX)}
     found = []
     for stem in stems:
-        name = f"{stem}.pack"
-        if {name, f"{stem}.idx"} <= names and f"{stem}.keep" not in names:
+        if {f"{stem}.pack", f"{stem}.idx"} <= names and f"{stem}.keep" not in names:
             try:
-                found.append(((folder / name).stat().st_size, folder / name))
+                with open(folder / f"{stem}.pack", "rb") as file:
+                    found.append((int.from_bytes(file.read(12)[8:], "big"), folder / f"{stem}.pack"))
             except FileNotFoundError:
                 continue
     return sorted(found)
 
 
 def _chosen(packs: list[tuple[int, Path]]) -> list[Path]:
-    """The smallest packs, as many as it takes for the rest to grow by a factor of two."""
-    keep = len(packs)
-    total = sum(size for size, _ in packs)
-    while keep > 0:
-        size = packs[keep - 1][0]
-        total -= size
-        if size < 2 * total:
-            break
-        keep -= 1
-    cut = max(keep, 2)
-    merged = sum(size for size, _ in packs[:cut])
-    while cut < len(packs) and packs[cut][0] < 2 * merged:
-        merged += packs[cut][0]
-        cut += 1
+    """The smallest packs, so many that every other one is at least twice as large as all below it."""
+    cut = len(packs)
+    below = sum(count for count, _ in packs)
+    while cut > 2 and packs[cut - 1][0] >= 2 * (below - packs[cut - 1][0]):
+        cut -= 1
+        below -= packs[cut][0]
     return [path for _, path in packs[:cut]]
 
 

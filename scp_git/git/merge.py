@@ -122,10 +122,12 @@ class _Merge:
         self.report.runs.add(run_id)
         self.ours.ledger.remove(hot)
         self.ours.archive.remove(cold)
+        sound = [copy for copy in copies if copy.record]
+        first = min(sound or copies, key=_Copy.order)
         groups: dict[str, list[_Copy]] = {}
-        for copy in copies:
-            groups.setdefault(copy.message, []).append(copy)
-        ordered = sorted(groups.items(), key=lambda item: (item[1][0].started_at, item[0]))
+        for copy in copies:  # a damaged copy counts as one of the first run: its events may be sound
+            groups.setdefault((copy if copy.record else first).message, []).append(copy)
+        ordered = sorted(groups.items(), key=lambda item: min(copy.order() for copy in item[1]))
         for position, (message, group) in enumerate(ordered):
             survivor = run_id if position == 0 else _other_id(run_id, message)
             self._store_run(survivor, run_id, group, archived=archived)
@@ -289,9 +291,14 @@ class _Copy:
         except ValueError:
             return None
 
-    def rank(self, run_id: str) -> tuple[str, str]:
-        """With an anchor before without, then the smaller tag id, then the smaller blob id."""
-        return self.tag_id(run_id) or "~", hash_object(BLOB, self.files.get(RUN_FILE, b""))
+    def order(self) -> tuple[str, str]:
+        """Of two runs with one id the smaller keeps it."""
+        return self.started_at, self.message
+
+    def rank(self, run_id: str) -> tuple[bool, str, str]:
+        """Sound before damaged, with an anchor before without, the smaller tag id, the smaller blob id."""
+        blob = hash_object(BLOB, self.files.get(RUN_FILE, b""))
+        return not self.record, self.tag_id(run_id) or "~", blob
 
 
 # ---------------------------------------------------------------- comparing trees

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -136,7 +137,7 @@ def _encode_index(rows: list[tuple[str, int, int]], trailer: bytes) -> bytes:
     body = b"".join(
         [
             b"\xfftOc\0\0\0\2",
-            *(total.to_bytes(4, "big") for total in accumulate(counts)),
+            struct.pack(">256I", *accumulate(counts)),
             *(bytes.fromhex(oid) for oid, _, _ in rows),
             *(crc.to_bytes(4, "big") for _, crc, _ in rows),
             *((o if o < 2**31 else 2**31 + position[o]).to_bytes(4, "big") for _, _, o in rows),

@@ -7,7 +7,7 @@ thousands costs a join, not a parse. Only what was touched is written again.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from scp_git.errors import StorageFailed
@@ -30,7 +30,7 @@ def decode_name(name: bytes) -> str:
 class Tree:
     """One folder: entries by name, and the subfolders that were opened."""
 
-    __slots__ = ("_keys", "_raw", "children", "oid")
+    __slots__ = ("_keys", "_raw", "_rows", "children", "oid")
 
     def __init__(self, oid: str, data: bytes) -> None:
         self.oid: str | None = oid
@@ -44,7 +44,9 @@ class Tree:
         if length != len(data):
             raise StorageFailed(f"reading tree {oid[:10]}", "it is damaged")
         # Git sorts a folder as if its name ended in a slash.
-        self._keys = sorted(_sort_key(name, raw) for name, raw in self._raw.items())
+        order = sorted((_sort_key(name, raw), raw) for name, raw in self._raw.items())
+        self._keys = [key for key, _ in order]
+        self._rows = [raw for _, raw in order]
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -60,18 +62,17 @@ class Tree:
 
     def put(self, name: bytes, raw: bytes | None, child: Tree | None) -> tuple[bytes | None, Tree | None]:
         """Set or remove (``raw`` None) an entry; returns what was there, for undoing."""
-        old, old_child = self._raw.get(name), self.children.get(name)
-        if old is not None and (raw is None or _sort_key(name, old) != _sort_key(name, raw)):
-            del self._keys[bisect_left(self._keys, _sort_key(name, old))]
-        if raw is None:
-            self._raw.pop(name, None)
-        else:
-            if old is None or _sort_key(name, old) != _sort_key(name, raw):
-                insort(self._keys, _sort_key(name, raw))
+        old, old_child = self._raw.pop(name, None), self.children.pop(name, None)
+        if old is not None:
+            place = bisect_left(self._keys, _sort_key(name, old))
+            del self._keys[place], self._rows[place]
+        if raw is not None:
+            key = _sort_key(name, raw)
+            place = bisect_left(self._keys, key)
+            self._keys.insert(place, key)
+            self._rows.insert(place, raw)
             self._raw[name] = raw
-        if child is None:
-            self.children.pop(name, None)
-        else:
+        if child is not None:
             self.children[name] = child
         self.oid = None
         return old, old_child
@@ -80,11 +81,9 @@ class Tree:
         """Add this tree and its changed subtrees to the store; returns its id."""
         if self.oid is not None:
             return self.oid
-        for name, child in self.children.items():
-            if child.oid is None:
-                self._raw[name] = DIR + b" " + name + b"\0" + bytes.fromhex(child.write(store))
-        data = b"".join([self._raw[key.removesuffix(b"/")] for key in self._keys])
-        self.oid = store.add(TREE, data)
+        for name, child in [item for item in self.children.items() if item[1].oid is None]:
+            self.put(name, DIR + b" " + name + b"\0" + bytes.fromhex(child.write(store)), child)
+        self.oid = store.add(TREE, b"".join(self._rows))
         return self.oid
 
 
