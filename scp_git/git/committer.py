@@ -321,10 +321,11 @@ def check_format(repository: Repository, data: bytes | None) -> None:
 
 
 def _message(subjects: list[str]) -> str:
-    lines = ["".join(c if c.isprintable() else " " for c in subject)[:200] for subject in subjects]
-    if len(lines) <= 1:
+    count = len(subjects)
+    lines = ["".join(c if c.isprintable() else " " for c in line)[:200] for line in subjects[:_MAX_LISTED]]
+    if count <= 1:
         body = lines[0] if lines else "ledger: start"
     else:
-        body = "\n".join([f"ledger: {len(lines)} changes", "", *lines[:_MAX_LISTED]])
-        body += f"\n... and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
+        more = [f"... and {count - _MAX_LISTED} more"] if count > _MAX_LISTED else []
+        body = "\n".join([f"ledger: {count} changes", "", *lines, *more])
     return f"{body}\n\n{TRAILER}\n"
