@@ -25,7 +25,9 @@ def _normalise_time(value: object) -> object:
     return value
 
 
-Time = Annotated[str, BeforeValidator(_normalise_time)]
+Text = Annotated[str, Field(strict=True)]
+"""Text, and nothing that could be taken for it: pydantic would decode bytes."""
+Time = Annotated[Text, BeforeValidator(_normalise_time)]
 """A stored time, or empty; ``datetime`` and any ISO 8601 spelling are accepted."""
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
@@ -58,18 +60,18 @@ class Run(Record):
     identity and HEAD. So may ``ended_at`` and ``duration_ms``.
     """
 
-    run_id: str = ""
-    type: str
-    subtype: str = ""
+    run_id: Text = ""
+    type: Text
+    subtype: Text = ""
     status: Status = "ok"
-    user: str = ""
-    code_ref: str = ""
+    user: Text = ""
+    code_ref: Text = ""
     started_at: Time = ""
     ended_at: Time = ""
     duration_ms: Count = 0
-    environment: str = ""
-    modules_affected: list[str] = Field(default_factory=list)
-    summary: str = ""
+    environment: Text = ""
+    modules_affected: list[Text] = Field(default_factory=list)
+    summary: Text = ""
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -94,10 +96,10 @@ class RunEvent(Record):
 
     seq: Count = 0
     ts: Time = ""
-    type: str = ""
-    adapter: str = ""
-    action_id: str = ""
-    target: str = ""
-    status: str = ""
+    type: Text = ""
+    adapter: Text = ""
+    action_id: Text = ""
+    target: Text = ""
+    status: Text = ""
     duration_ms: Count = 0
     detail: dict[str, Any] = Field(default_factory=dict)

@@ -169,18 +169,10 @@ class LockFile:
 
     def commit(self) -> None:
         """Make the lock's content the target's; the folder is not synced here."""
-        try:
-            os.rename(self.path, self.target)
-        except OSError as exc:
-            if not self.target.is_dir():
-                raise
-            # git leaves empty folders where refs were; one in our way may go.
-            try:
-                os.removedirs(self.target)
-            except OSError:
-                raise exc from None
-            make_dirs(self.target.parent, sync=False)
-            os.rename(self.path, self.target)
+        if self.target.is_dir():  # git leaves empty folders where refs were
+            for folder, _, _ in os.walk(self.target, topdown=False):
+                os.rmdir(folder)
+        os.rename(self.path, self.target)
         self.held = False
 
     def release(self) -> None:

@@ -112,7 +112,7 @@ class Publisher:
                 lock.take(deadline)
             for lock in extra:
                 _take_if_free(lock)
-            self._check(changes)
+            self._check(changes, bulk)
             moved = True
             pairs = list(zip(loose, locks, strict=True))
             self._move(pair for pair in pairs if not _is_tag(pair[0]))
@@ -148,10 +148,14 @@ class Publisher:
         }
         self.intent.write(value, sync=self.sync and len(changes) > 1)
 
-    def _check(self, changes: Sequence[RefChange]) -> None:
+    def _check(self, changes: Sequence[RefChange], bulk: set[RefChange]) -> None:
         for change in changes:
             if self.refs.read_direct(change.name) != change.old:
                 raise RefMoved(change.name)
+            if change.old is None and change.new is not None and change not in bulk:
+                obstacle = self.refs.obstacle(change.name)
+                if obstacle:
+                    raise StorageFailed(f"creating {change.name}", f"the ref {obstacle} is in the way")
 
     def _move(self, pairs: Iterable[tuple[RefChange, LockFile]]) -> None:
         for change, lock in pairs:

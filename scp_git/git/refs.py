@@ -135,6 +135,21 @@ class Refs:
         found.update(loose)
         return found
 
+    def obstacle(self, name: str) -> str | None:
+        """A ref that keeps ``name`` from being one: a folder of it, or below it."""
+        return self.above(name) or self.below(name)
+
+    def above(self, name: str) -> str | None:
+        """A ref that bears the name of one of the folders of ``name``."""
+        parts = name.split("/")
+        folders = ("/".join(parts[:depth]) for depth in range(3, len(parts)))
+        return next((folder for folder in folders if self._text(folder, self.common_dir) is not None), None)
+
+    def below(self, name: str) -> str | None:
+        """A ref for which ``name`` would be a folder."""
+        packed = next(self.packed().entries(f"{name}/"), None)
+        return packed[0] if packed else next((found for found, _ in self.loose(f"{name}/")), None)
+
     def loose(self, prefix: str) -> Iterator[tuple[str, str]]:
         try:
             with os.scandir(self.common_dir / prefix) as entries:

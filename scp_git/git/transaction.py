@@ -61,6 +61,7 @@ class Transaction:
         self.verify_view = False
         self._present_tags: dict[str, str | None] = {}
         self._commits: dict[str, bool] = {}
+        self._above: str | None = None
 
     # ------------------------------------------------------------ tags
 
@@ -75,12 +76,25 @@ class Transaction:
         return self._present_tags[run_id]
 
     def set_tag(self, run_id: str, data: bytes, target: str) -> str:
-        """Make the run's tag from its tag object; returns the object's id."""
+        """Make the run's tag from its tag object; returns the object's id.
+
+        The tag is left out where a ref of somebody else (``scp/run``, ``scp/run/<id>/...``)
+        makes it impossible: the run is complete without it.
+        """
         oid = self.store.add(TAG, data)
-        present = self._present_tag(run_id)
-        if present != oid:
-            self.tags[run_id] = RefChange(run_tag_ref(run_id), present, oid, target)
+        present, ref = self._present_tag(run_id), run_tag_ref(run_id)
+        obstacle = self._obstacle(ref) if present is None else None
+        if obstacle:
+            log.warning("run %s is not tagged, as the ref %s is in the way", run_id, obstacle)
+        elif present != oid:
+            self.tags[run_id] = RefChange(ref, present, oid, target)
         return oid
+
+    def _obstacle(self, ref: str) -> str | None:
+        refs = self.repository.refs
+        if self._above is None:  # all run tags have the same folders
+            self._above = refs.above(ref) or ""
+        return self._above or refs.below(ref)
 
     def remove_tag(self, run_id: str) -> str | None:
         """Remove the run's tag; returns what it named."""

@@ -112,7 +112,11 @@ class RunReader:
             state = snapshot(self.repository, odb)
             found = find_run(state, run_id)
             record = read_record(found[0], f"{found[1]}/{RUN_FILE}") if found else None
-        return load_run(record) if record else None
+        run = load_run(record) if record else None
+        if run is not None and run.run_id != run_id:
+            log.warning("the record of run %r bears another id; it is left out", run_id)
+            return None
+        return run
 
     def events(self, run_id: str) -> list[JsonObject]:
         with self.repository.odb() as odb:
