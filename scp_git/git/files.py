@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+_TRIES = 50
+
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write everything; ``os.write`` may take less."""
@@ -26,16 +28,22 @@ def sync_dir(path: str | os.PathLike[str]) -> None:
 
 
 def make_dirs(path: Path, *, sync: bool) -> None:
-    """Create a folder and those above it; durably if asked."""
-    if path.is_dir():
-        return
-    make_dirs(path.parent, sync=sync)
-    try:
-        path.mkdir()
-    except FileExistsError:
-        return
-    if sync:
-        sync_dir(path.parent)
+    """Create a folder and those above it; durably if asked.
+
+    git removes empty ref folders at any time, so one that vanishes meanwhile is made again.
+    """
+    for _ in range(_TRIES):
+        if path.is_dir():
+            return
+        make_dirs(path.parent, sync=sync)
+        try:
+            path.mkdir()
+            if sync:
+                sync_dir(path.parent)
+            return
+        except (FileExistsError, FileNotFoundError):
+            continue
+    path.mkdir(exist_ok=True)
 
 
 def unlink(path: str | os.PathLike[str]) -> None:
