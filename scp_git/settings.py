@@ -28,7 +28,7 @@ class Settings(BaseModel):
     """How long a write waits for other processes before it is withdrawn with ``RepositoryBusy``."""
     network_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """Reserved for push and pull. Nothing in this version talks to a network."""
-    max_batch: int = Field(default=512, ge=1, le=100_000)
+    max_batch: int = Field(default=1024, ge=1, le=100_000)
     """At most so many writes share one commit."""
     max_batch_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
     """A commit takes no further write once it holds so many bytes."""
