@@ -25,14 +25,14 @@ from typing import Any, Protocol
 
 from scp_git.errors import RepositoryBusy, ScpGitError, StorageFailed
 from scp_git.git.committer import Committer
-from scp_git.git.maintenance import merge_packs
+from scp_git.git.maintenance import MERGE_FROM, merge_packs
 from scp_git.git.transaction import Operation
 from scp_git.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_PACKS_EVERY = 4
-"""Transactions between two looks at whether packs should be merged."""
+_PACKS_MORE = 4
+"""So many new packs there are at least before they are merged again."""
 _TAGS_EVERY = 64
 """Transactions between two looks at whether loose tags should be packed."""
 
@@ -120,6 +120,8 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._open = 0  # tickets neither done nor withdrawn
         self._transactions = self._maintained = 0
+        self._packs_left: int | None = 0
+        """How many packs the last merge left; None until they were counted."""
         self._merging: threading.Thread | None = None
 
     # ------------------------------------------------------------ callers
@@ -167,8 +169,9 @@ class Writer:
 
     def _run(self) -> None:
         while self._wait_for_work():
-            self._work_once()
-            self._maintain()
+            with self._work:
+                self._work_once()
+                self._maintain()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -179,21 +182,20 @@ class Writer:
 
     def _work_once(self) -> None:
         """Write one batch; whatever happens, every ticket taken gets an answer."""
-        with self._work:
-            self._prepare(self._waiting())
-            batch: list[Ticket] = []
+        self._prepare(self._waiting())
+        batch: list[Ticket] = []
+        try:
+            self.committer.take_gate()
             try:
-                self.committer.take_gate()
-                try:
-                    batch = self._take()
-                    self._write(batch)
-                finally:
-                    self.committer.release_gate()
-            except Exception as exc:
-                batch = batch or self._take()
-                self._fail(batch, exc)
-            self._announce(batch)
-            self._finish(batch)
+                batch = self._take()
+                self._write(batch)
+            finally:
+                self.committer.release_gate()
+        except Exception as exc:
+            batch = batch or self._take()
+            self._fail(batch, exc)
+        self._announce(batch)
+        self._finish(batch)
 
     def _waiting(self) -> list[Ticket]:
         with self._lock:
@@ -279,10 +281,14 @@ class Writer:
         seen, self._maintained = self._maintained, self._transactions
         if seen // _TAGS_EVERY != self._transactions // _TAGS_EVERY:
             self._pack_tags()
+        packs = self.committer.publisher.packs
+        if self._packs_left is None:
+            self._packs_left = packs
         merging = self._merging is not None and self._merging.is_alive()
-        if seen // _PACKS_EVERY != self._transactions // _PACKS_EVERY and not merging:
-            self._merging = threading.Thread(target=self._merge_packs, name="scp-git-packs", daemon=True)
-            self._merging.start()
+        if packs >= max(MERGE_FROM, self._packs_left + _PACKS_MORE) and not merging:
+            thread = threading.Thread(target=self._merge_packs, name="scp-git-packs", daemon=True)
+            thread.start()
+            self._merging = thread
 
     def _pack_tags(self) -> None:
         try:
@@ -300,6 +306,7 @@ class Writer:
                 self.committer.forget_objects()
         except (ScpGitError, OSError, ValueError) as exc:
             log.warning("packs could not be merged, it is tried again later: %s", exc)
+        self._packs_left = None
 
     # ------------------------------------------------------------ the process's end, and its children
 
@@ -310,8 +317,11 @@ class Writer:
             if thread is not None and thread.is_alive():
                 self.flush(max(deadline - time.monotonic(), 0))
             else:
-                self._work_once()
+                with self._work:
+                    self._work_once()
         self.flush(max(deadline - time.monotonic(), 0))
+        if self._work.acquire(timeout=max(deadline - time.monotonic(), 0)):  # the thread is between batches
+            self._work.release()
         if self._merging is not None:
             self._merging.join(max(deadline - time.monotonic(), 0))
 

@@ -54,7 +54,7 @@ def recover(publisher: Publisher, objects: Reader, deadline: float) -> Tips:
             remove_own_lock(publisher.common_dir / path, inode)
         elsewhere = _roll_forward(publisher, intent, objects, deadline)
         publisher.done()
-    remove_stale(publisher.common_dir)
+    publisher.packs = remove_stale(publisher.common_dir)
     for name in os.listdir(publisher.folder):
         if name.startswith(SCRATCH_PREFIX):
             unlink(publisher.folder / name)

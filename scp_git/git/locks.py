@@ -27,6 +27,8 @@ REF_LOCK_STALE_S = 60.0
 """git holds a ref lock for milliseconds; one that stood unchanged so long has no owner."""
 INDEX_LOCK_STALE_S = 2 * 3600.0
 """An editor that git has opened may hold the view's index for an hour."""
+MAINTENANCE = "maintenance"
+"""The lock of whoever merges packs, in the folder of the gate."""
 _POLL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS}
 
@@ -82,6 +84,25 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+class TryLock:
+    """A lock of ours that is taken only if it is free: another process that does the same work is enough."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> bool:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
 
 
 class LockFile:

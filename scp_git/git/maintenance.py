@@ -6,7 +6,6 @@ copied. Wide trees that differ in an entry or two are stored as deltas.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import struct
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from scp_git.git.files import unlink
 from scp_git.git.handle import Repository
-from scp_git.git.locks import Gate
+from scp_git.git.locks import MAINTENANCE, Gate, TryLock
 from scp_git.git.pack import OUR_PREFIX, PackEntry, entry_header, write_pack
 
 log = logging.getLogger(__name__)
@@ -38,14 +37,14 @@ def merge_packs(repository: Repository, *, sync: bool) -> bool:
     of times.
     """
     folder = repository.common_dir / "objects" / "pack"
-    if sum(name.startswith(OUR_PREFIX) and name.endswith(".idx") for name in os.listdir(folder)) < MERGE_FROM:
+    if len(_mergeable(folder)) < MERGE_FROM:
         return False
-    with _OnlyOne(repository.common_dir / "scp" / "maintenance") as alone:
-        packs = _chosen(_mergeable(folder)) if alone else []
-        if len(packs) < 2:
+    with TryLock(repository.common_dir / "scp" / MAINTENANCE) as alone:
+        present = _mergeable(folder)
+        packs = _chosen(present)
+        if not alone or len(present) < MERGE_FROM or len(packs) < 2:
             return False
-        sources = [_Source(path) for path in packs]
-        entries = _merged(sources)
+        entries = _merged([_Source(path) for path in packs])
         gate = Gate(repository.common_dir / "scp")
         merged = write_pack(repository.common_dir, entries, sync=sync, scratch="merge", gate=gate)
         merged.release()
@@ -55,25 +54,6 @@ def merge_packs(repository: Repository, *, sync: bool) -> bool:
                 unlink(path)
         log.debug("merged %d packs of %d objects", len(packs), len(entries))
         return True
-
-
-class _OnlyOne:
-    """Holds a lock file if nobody else does; another process that merges is enough."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd = -1
-
-    def __enter__(self) -> bool:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._fd)
 
 
 def _mergeable(folder: Path) -> list[tuple[int, Path]]:

@@ -18,6 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from scp_git.git.files import make_dirs, sync_dir, unlink, write_all
+from scp_git.git.locks import MAINTENANCE, TryLock
 from scp_git.git.objects import Kind
 
 OUR_PREFIX = "pack-5c96170d"
@@ -160,19 +161,27 @@ def _write_file(path: Path, chunks: Iterable[bytes], sync: bool, mode: int = 0o4
         os.close(fd)
 
 
-def remove_stale(common_dir: Path) -> None:
-    """Remove what a dead transaction left: ``.keep`` files, temporary files, and packs without an index.
+def remove_stale(common_dir: Path) -> int:
+    """Remove what dead processes left: ``.keep`` files, temporary files, and packs without an index.
 
-    Call only while holding the gate: then no living transaction has any.
+    Call only while holding the gate: then no living transaction has any. Returns
+    how many packs of ours there are.
     """
     folder = common_dir / "objects" / "pack"
     try:
         names = set(os.listdir(folder))
     except FileNotFoundError:
-        return
+        return 0
+    count = 0
     for name in names:
         stem, _, suffix = name.rpartition(".")
         ours = name.startswith(OUR_PREFIX)
+        count += ours and suffix == "idx"
         half = suffix == "pack" and f"{stem}.idx" not in names
         if (ours and (suffix == "keep" or half)) or name.startswith(f"{_TEMPORARY}tx-"):
             unlink(folder / name)
+        elif name.startswith(f"{_TEMPORARY}merge-"):
+            with TryLock(common_dir / "scp" / MAINTENANCE) as nobody_merges:
+                if nobody_merges:
+                    unlink(folder / name)
+    return count

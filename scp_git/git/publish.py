@@ -76,6 +76,8 @@ class Publisher:
         self.sync = sync
         self.folder = common_dir / "scp"
         self.intent = CheckedRecord(self.folder / "intent")
+        self.packs = 0
+        """How many packs of ours there were when the last transaction began."""
 
     def publish(
         self,
