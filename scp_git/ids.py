@@ -6,6 +6,7 @@ them (``check_id``). Ids of ours are ``<kind>_<UTC time>_[<label>_]<suffix>``.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import string
@@ -88,6 +89,15 @@ class Clock:
 
 
 clock = Clock()
+
+
+def _after_fork() -> None:
+    """In a child: a lock that another thread of the parent held would stay held for ever."""
+    clock._lock = threading.Lock()
+    _suffixes._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def now_iso() -> str:

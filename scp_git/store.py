@@ -7,7 +7,6 @@ objects in the calling thread. Errors are raised; absence is a value.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -288,7 +287,6 @@ def report_failure(operation: str, exc: BaseException, *, root: str, key: str = 
     bus.publish("scp:error", key=key, data=data, error=detail, meta={"root": os.path.realpath(root)})
 
 
-_open_lock = threading.Lock()
 _opened: dict[str, Store] = {}
 
 
@@ -302,8 +300,6 @@ def opener(root: str | os.PathLike[str]) -> Callable[[], Store]:
     key = os.path.abspath(root)
 
     def open_it() -> Store:
-        store = Store.open(key)
-        with _open_lock:
-            return _opened.setdefault(key, store)
+        return _opened.setdefault(key, Store.open(key))
 
     return open_it

@@ -326,8 +326,9 @@ class Writer:
             self._merging.join(max(deadline - time.monotonic(), 0))
 
     def after_fork(self) -> None:
-        """In the child: the parent's queue, thread and locks are not ours."""
+        """In the child: the parent's queue, thread, locks and memory are not ours."""
         self._reset()
+        self.committer.forget()
 
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()

@@ -75,6 +75,7 @@ class Committer:
         with translated("taking the gate"):
             if not self.folder.is_dir():  # its parent must exist: a removed repository is not made again
                 self.folder.mkdir(exist_ok=True)
+                self._kept, self._ignored = None, False
                 if self.sync:
                     sync_dir(self.folder.parent)
             self.gate.take()
@@ -127,6 +128,12 @@ class Committer:
     def forget_objects(self) -> None:
         """Open the object database anew next time: packs were merged, and libgit2 keeps old ones mapped."""
         self._objects_changed = True
+
+    def forget(self) -> None:
+        """In a forked child: nothing that the parent may have been changing at that moment is trusted."""
+        self._odb, self._kept = None, None
+        if self.view is not None:
+            self.view.index.clear()
 
     def pack_tags(self) -> None:
         """Move loose run tags into ``packed-refs`` once they are many; call with the gate held."""
@@ -257,7 +264,7 @@ class Committer:
         """How the view must follow: not at all, the changed files, all that the index says, or every file."""
         if self.view is None or new[LEDGER_REF] is None:
             return None
-        if not self._ignored or tx.verify_view:
+        if not self._ignored or tx.verify_view or not self.view.healthy():
             self._ignore(self.view)
         if not self._ignored and not self.view.healthy():
             return None  # no view that git would show to the user

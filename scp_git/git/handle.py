@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,13 +52,15 @@ class Identity:
 
 
 class Odb:
-    """Reads objects of one repository; for one thread at a time."""
+    """Reads objects and git config of one repository; for one thread at a time."""
 
     _KINDS: dict[int, Kind] = {1: COMMIT, 2: TREE, 3: BLOB, 4: TAG}
 
     def __init__(self, git_dir: Path) -> None:
         self._repo = pygit2.Repository(str(git_dir), RepositoryOpenFlag.NO_SEARCH)
         self._odb = self._repo.odb
+        self.config = self._repo.config
+        """Git config; libgit2 looks at the files again at each access."""
         self.uses = 0
 
     def read(self, oid: str, *, limit: int | None = None) -> tuple[Kind, bytes] | None:
@@ -103,8 +104,6 @@ class Repository:
         self.refs = Refs(common_dir)
         self._pool: list[Odb] = []
         self._pool_pid = os.getpid()
-        self._config_lock = threading.Lock()
-        self._config: pygit2.Config | None = None
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> Repository:
@@ -166,22 +165,16 @@ class Repository:
 
     def config(self, prefix: str) -> dict[str, str]:
         """The git config values below ``prefix`` (lower-case, with its dot), keyed by the name's rest."""
-        with self._config_lock, translated("reading git config"):
-            entries = [(entry.name, entry.value or "") for entry in self._live_config()]
+        with self.odb() as odb, translated("reading git config"):
+            entries = [(entry.name, entry.value or "") for entry in odb.config]
         return {name[len(prefix) :]: value for name, value in entries if name.startswith(prefix)}
 
     def _config_value(self, name: str) -> str:
-        with self._config_lock, translated("reading git config"):
+        with self.odb() as odb, translated("reading git config"):
             try:
-                return str(self._live_config()[name])
+                return str(odb.config[name])
             except KeyError:
                 return ""
-
-    def _live_config(self) -> pygit2.Config:
-        """libgit2 looks at the files again at each access."""
-        if self._config is None:
-            self._config = pygit2.Repository(str(self.git_dir), RepositoryOpenFlag.NO_SEARCH).config
-        return self._config
 
     def ignores(self, path: str) -> bool:
         """Whether the main working tree's ignore rules cover ``path``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -104,7 +103,6 @@ class RunReader:
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
-        self._lock = threading.Lock()
         self._known: dict[str, tuple[str, str, bytes]] = {}  # folder id -> started_at, run id, run.json
 
     def get(self, run_id: str) -> Run | None:
@@ -146,7 +144,7 @@ class RunReader:
         return (run.started_at, run.run_id) if run else None
 
     def _newest_first(self, limit: tuple[str, str] | None) -> list[tuple[str, str, bytes]]:
-        with self.repository.odb() as odb, self._lock:
+        with self.repository.odb() as odb:
             rows = dict(self._rows(odb))
         ordered = sorted(rows.values(), reverse=True)
         return [row for row in ordered if limit is None or (row[0], row[1]) < limit]
@@ -154,12 +152,13 @@ class RunReader:
     def _rows(self, odb: Odb) -> Iterator[tuple[str, tuple[str, str, bytes]]]:
         state = snapshot(self.repository, odb)
         folders = {**dict(_archived(state.archive)), **dict(_folders(state.ledger.folder(RUNS)))}
-        known, self._known = self._known, {}
+        known, fresh = self._known, {}
         for run_id, oid in folders.items():
             row = known.get(oid) or self._read(state.ledger.store, run_id, oid)
             if row is not None:
-                self._known[oid] = row
+                fresh[oid] = row
                 yield run_id, row
+        self._known = fresh
 
     def _read(self, store: ObjectStore, run_id: str, oid: str) -> tuple[str, str, bytes] | None:
         try:
