@@ -1,0 +1,231 @@
+"""The program under fault: does the steps of a job on one repository and says what was acknowledged.
+
+``worker.py run JOB`` does one job (JSON) in this process; ``worker.py serve`` reads jobs from stdin and does
+each in a forked child, so that a kill point does not pay for the start of Python. It answers in lines:
+
+    PID <pid>              (serve) the child that does the job
+    THREAD <tid> <name>    a thread began
+    READY <tid>            waiting for a line before going on (a tracer attaches meanwhile)
+    ACK <run id>           record_run returned; DEL <run id> and ENSURED for the other writes
+    ERR <code> <message>   a ScpGitError came out; BUG <type> <message> for any other exception
+    RETURNED <value>       what the module-level record_run returned
+    LIST <json>            what reads return: {run id: [summary, number of events]}
+    EXIT <status>          (serve) how the child ended
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from types import FrameType
+from typing import Any
+
+import scp_git
+from scp_git import Run, ScpGitError, Settings, Store, open_store
+
+EVENTS_PER_RUN = 3
+MAIN = "main"
+
+
+def say(text: str) -> None:
+    os.write(1, text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def wait_for_line() -> bytes:
+    line = b""
+    while (byte := os.read(0, 1)) not in (b"", b"\n"):
+        line += byte
+    return line if byte else b""
+
+
+def summary_of(run_id: str) -> str:
+    return f"summary of {run_id}"
+
+
+def make_run(run_id: str) -> Run:
+    return Run(run_id=run_id, type="apply", summary=summary_of(run_id), metadata={"id": run_id})
+
+
+def make_events(run_id: str) -> list[dict[str, Any]]:
+    return [{"type": "step", "target": f"{run_id}/{n}"} for n in range(EVENTS_PER_RUN)]
+
+
+# ---- where a tracer may attach
+
+
+def pause() -> None:
+    say(f"READY {threading.get_native_id()}")
+    wait_for_line()
+
+
+def watch_threads(stop: str) -> None:
+    """Say which threads start; the first one named ``stop`` waits for a tracer of its own."""
+    waiting = [stop]
+
+    def on_first_call(frame: FrameType, event: str, arg: object) -> None:
+        sys.settrace(None)
+        name = threading.current_thread().name
+        say(f"THREAD {threading.get_native_id()} {name}")
+        if name in waiting:
+            waiting.clear()
+            pause()
+
+    threading.settrace(on_first_call)
+
+
+# ---- steps
+
+
+def record(store: Store, run_id: str) -> None:
+    store.record_run(make_run(run_id), make_events(run_id))
+    say(f"ACK {run_id}")
+
+
+def delete(store: Store, run_id: str) -> None:
+    store.delete_run(run_id)
+    say(f"DEL {run_id}")
+
+
+def ensure(store: Store, _: object) -> None:
+    store.ensure_ledger()
+    say("ENSURED")
+
+
+def show(store: Store, n: int) -> None:
+    runs = store.list_runs(n=n)
+    say("LIST " + json.dumps({r.run_id: [r.summary, len(store.get_run_events(r.run_id))] for r in runs}))
+
+
+def stream(store: Store, arg: tuple[str, float]) -> None:
+    prefix, seconds = arg
+    until = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < until:
+        attempt(record, store, f"{prefix}{number:05d}")
+        number += 1
+
+
+def batch(store: Store, arg: tuple[str, str, int]) -> None:
+    """Record several runs in one transaction: all of them wait before the writer gets the gate."""
+    root, prefix, count = arg
+    gate = os.open(os.path.join(root, ".git", "scp", "gate"), os.O_RDONLY)
+    fcntl.flock(gate, fcntl.LOCK_EX)
+    callers = [threading.Thread(target=attempt, args=(record, store, f"{prefix}{n}")) for n in range(count)]
+    for caller in callers:
+        caller.start()
+    time.sleep(0.3)
+    os.close(gate)
+    for caller in callers:
+        caller.join()
+
+
+def settle(store: Store, _: object) -> None:
+    """Let work go to its end that nobody waits for."""
+    store.flush()
+    time.sleep(0.2)
+    for thread in threading.enumerate():
+        if thread.name == "scp-git-packs":
+            thread.join()
+
+
+def limit(_: Store, arg: tuple[str, int]) -> None:
+    kind = getattr(resource, f"RLIMIT_{arg[0]}")
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (hard if arg[1] < 0 else arg[1], hard))
+
+
+def public(store: Store, arg: tuple[str, str]) -> None:
+    root, run_id = arg
+    say(f"RETURNED {asyncio.run(scp_git.record_run(root, make_run(run_id), make_events(run_id)))!r}")
+
+
+STEPS = {
+    "public": public,
+    "record": record,
+    "delete": delete,
+    "ensure": ensure,
+    "list": show,
+    "stream": stream,
+    "batch": batch,
+    "settle": settle,
+    "limit": limit,
+    "sleep": lambda store, seconds: time.sleep(seconds),
+    "pause": lambda store, _: pause(),
+}
+
+
+def attempt(step: Any, store: Store, arg: Any) -> None:
+    try:
+        step(store, arg)
+    except ScpGitError as exc:
+        say(f"ERR {exc.code} {exc}".replace("\n", " "))
+
+
+async def crowd(root: str, settings: Settings, prefix: str, tasks: int, count: int) -> None:
+    async with open_store(root, settings=settings) as store:
+
+        async def one(task: int) -> None:
+            for n in range(count):
+                run_id = f"{prefix}-{task}-{n}"
+                await store.record_run(make_run(run_id), make_events(run_id))
+                say(f"ACK {run_id}")
+
+        await asyncio.gather(*(one(task) for task in range(tasks)))
+
+
+# ---- jobs
+
+
+def pretend_reboot(boot_id: str) -> None:
+    """Let the library believe that the machine was started anew."""
+    users = [m for name, m in sys.modules.items() if name.startswith("scp_git.") and hasattr(m, "boot_id")]
+    assert users, "nothing asks for the boot id any more"
+    for module in users:
+        setattr(module, "boot_id", lambda: boot_id)  # noqa: B010
+
+
+def do(job: dict[str, Any]) -> None:
+    if "boot_id" in job:
+        pretend_reboot(job["boot_id"])
+    if "trace" in job:
+        watch_threads(job["trace"])
+        if job["trace"] == MAIN:
+            pause()
+    settings = Settings(**job.get("settings", {}))
+    try:
+        if "crowd" in job:
+            asyncio.run(crowd(job["root"], settings, *job["crowd"]))
+            return
+        with Store.open(job["root"], settings) as store:
+            for verb, arg in job["steps"]:
+                attempt(STEPS[verb], store, arg)
+    except ScpGitError as exc:
+        say(f"ERR {exc.code} {exc}".replace("\n", " "))
+    except Exception as exc:
+        traceback.print_exc()
+        say(f"BUG {type(exc).__name__} {exc}".replace("\n", " "))
+
+
+def serve() -> None:
+    while line := wait_for_line():
+        child = os.fork()
+        if child == 0:
+            say(f"PID {os.getpid()}")
+            do(json.loads(line))
+            return  # and end as any program does
+        _, status = os.waitpid(child, 0)
+        say(f"EXIT {os.waitstatus_to_exitcode(status)}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve()
+    else:
+        do(json.loads(sys.argv[2]))

@@ -1,0 +1,144 @@
+"""SIGKILL at every system call that changes something: the next call finds all or nothing, and no locks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import Slot, add_commit, new_repository, problems
+from tests.faults.tracing import MERGER, ROOT, Point, Server, mutating_points, why_no_strace
+
+pytestmark = [pytest.mark.referee, pytest.mark.system("strace")]
+
+HEAL_S = 10.0
+"""The next write may not wait for the lock of a dead process (which would take a minute)."""
+ENOUGH = 30
+"""A sweep ends after so many problems."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A repository as it was prepared, and the write under fault."""
+
+    prepare: Sequence[Sequence[Any]]
+    attack: Sequence[Sequence[Any]]
+    acked: frozenset[str] = frozenset()
+    maybe: frozenset[str] = frozenset()
+    unborn: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    only: str = ""
+    """Kill in the thread of this name only."""
+
+    def build(self, slot: Slot, server: Server) -> None:
+        new_repository(slot.root, commit=not self.unborn)
+        for step in self.prepare:  # each in a process, so that small packs pile up
+            outcome = server.run(slot.root, [step])
+            assert outcome.status == 0 and not outcome.errors and not outcome.bugs, outcome
+        if self.unborn:
+            add_commit(slot.root)
+        slot.save()
+
+
+THREE = frozenset({"run-1", "run-2", "run-3"})
+RECORD_THREE = [["record", run_id] for run_id in sorted(THREE)]
+NEW = frozenset({"new"})
+MANY = frozenset(f"m{n}" for n in range(14))
+"""So many that their tags go to ``packed-refs``."""
+ELEVEN, FOUR = frozenset(f"run-{n}" for n in range(11)), frozenset(f"new-{n}" for n in range(4))
+OS = {"durability": "os"}
+SCENES = {
+    "record": Scene(RECORD_THREE, [["record", "new"]], acked=THREE, maybe=NEW),
+    "first write": Scene([], [["record", "new"]], maybe=NEW),
+    "ensure": Scene([], [["ensure", None]]),
+    "delete": Scene(RECORD_THREE, [["delete", "run-2"]], acked=THREE - {"run-2"}, maybe=frozenset({"run-2"})),
+    "after the first commit": Scene(RECORD_THREE, [["record", "new"]], THREE, NEW, unborn=True),
+    "durability os": Scene(RECORD_THREE, [["record", "new"]], THREE, NEW, settings=OS),
+    "second write": Scene(RECORD_THREE, [["record", "other"], ["record", "new"]], THREE, NEW | {"other"}),
+    "many at once": Scene(RECORD_THREE, [["batch", [ROOT, "m", 14]]], THREE, MANY),
+    "delete one of many": Scene(
+        [*RECORD_THREE, ["batch", [ROOT, "m", 14]]],
+        [["delete", "m3"]],
+        (THREE | MANY) - {"m3"},
+        frozenset({"m3"}),
+    ),
+    "packs are merged": Scene(
+        [["record", run_id] for run_id in sorted(ELEVEN)],
+        [*(["record", run_id] for run_id in sorted(FOUR)), ["settle", None]],
+        ELEVEN,
+        FOUR,
+        only=MERGER,
+    ),
+}
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Server]]:
+    if why_no_strace():
+        pytest.skip(str(why_no_strace()))
+    with Server() as one, Server() as two:
+        yield [one, two]
+
+
+def check_point(scene: Scene, point: Point, slot: Slot, server: Server) -> list[str]:
+    """What is wrong after a kill at ``point`` and one more write."""
+    root = slot.restore()
+    killed = server.run(
+        root, scene.attack, strace=point.inject("signal=KILL"), only=point.only, settings=scene.settings
+    )
+    if killed.status != -9:
+        return [f"not killed: {killed}"]
+    healed = server.run(root, [["record", "after"], ["list", 100]], timeout_s=2 * HEAL_S)
+    found = [*killed.bugs, *healed.errors, *healed.bugs]
+    if healed.took_s > HEAL_S:
+        found.append(f"the next write took {healed.took_s:.1f} s")
+    if healed.acked != ["after"]:
+        return [*found, f"the next write failed: {healed.lines}"]
+    acked = {*scene.acked, *killed.acked, "after"} - {*killed.deleted}
+    listed = healed.listed
+    return found + problems(root, acked=acked, maybe=scene.maybe, deleted=killed.deleted, listed=listed)
+
+
+def sweep(scene: Scene, folder: Path, servers: list[Server], every: int, offset: int = 0) -> None:
+    """Kill at every ``every``-th point; one repository per server, side by side."""
+    slots = [Slot(folder / f"slot{number}" / "repo") for number, _ in enumerate(servers)]
+    for slot, server in zip(slots, servers, strict=True):
+        scene.build(slot, server)
+    points = mutating_points(
+        servers[0], slots[0].root, scene.attack, folder / "trace", settings=scene.settings
+    )
+    points = [point for point in points if scene.only in ("", point.only)]
+    assert len(points) > 15, f"the worker's calls were not seen: {points}"
+    chosen = points[offset % every :: every]
+
+    found: list[str] = []
+
+    def work(number: int) -> None:
+        for point in chosen[number :: len(servers)]:
+            wrong = check_point(scene, point, slots[number], servers[number])
+            found.extend(f"{point.only} {point.name} #{point.when} ({point.shown}): {line}" for line in wrong)
+            if len(found) >= ENOUGH:
+                return
+
+    with ThreadPoolExecutor(len(servers)) as pool:
+        list(pool.map(work, range(len(servers))))
+    assert not found, f"problems at {len(chosen)} of {len(points)} points:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_after_a_kill_the_next_write_finds_all_or_nothing(
+    name: str, tmp_path: Path, servers: list[Server]
+) -> None:
+    sweep(SCENES[name], tmp_path, servers, every=3, offset=list(SCENES).index(name))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SCENES)
+def test_after_a_kill_anywhere_the_next_write_finds_all_or_nothing(
+    name: str, tmp_path: Path, servers: list[Server]
+) -> None:
+    sweep(SCENES[name], tmp_path, servers, every=1)
