@@ -1,0 +1,75 @@
+"""The command tree: global options, completion, help. Imports click and no other part of the library."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from scp_git.cli.ledger import ledger
+from scp_git.cli.run import run
+from scp_git.cli.terminal import emit
+
+_EPILOG = """\b
+Exit codes:
+  0    done
+  1    an error
+  2    wrong usage, or a value that cannot be recorded
+  3    there is no such run
+  5    the repository is busy
+  130  interrupted
+`run` exits with the code of its command instead.
+"""
+
+
+def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from scp_git import __version__
+
+        emit(f"scp-git {__version__}\n")
+        context.exit()
+
+
+@click.group(
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "-C",
+    "path",
+    metavar="PATH",
+    type=click.Path(),
+    help="A folder of the repository to use; the top of its tree is found. Default: the current folder.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+@click.pass_context
+def app(context: click.Context, path: str | None) -> None:
+    """Operational history inside a git repository: what was executed, when, by whom, and how it ended."""
+    context.obj = path
+
+
+@app.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that makes SHELL complete scp-git commands.
+
+    \b
+    bash:  eval "$(scp-git completion bash)"       in ~/.bashrc
+    zsh:   eval "$(scp-git completion zsh)"        in ~/.zshrc
+    fish:  scp-git completion fish > ~/.config/fish/completions/scp-git.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(app, {}, "scp-git", "_SCP_GIT_COMPLETE")
+    # Not source(): for bash that would start a bash to ask for its version.
+    emit(script.source_template % script.source_vars() + "\n")
+
+
+app.add_command(ledger)
+app.add_command(run)
