@@ -1,0 +1,143 @@
+"""Turns JSON lines into Markdown tables, and keeps the ones in docs/performance.md up to date.
+
+python -m benchmarks --out results.jsonl
+python -m benchmarks.report results.jsonl docs/performance.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+START = "<!-- benchmarks: written by `make bench` -->"
+END = "<!-- /benchmarks -->"
+_EMPTY_PAGE = f"# Performance\n\n{START}\n{END}\n"
+
+Line = dict[str, Any]
+
+_TITLES = {
+    "record_run": "One at a time",
+    "record_run_at_once": "Many callers at once",
+    "heartbeat": "Gaps of a 1 ms ticker on the event loop, callers recording beside callers awaiting a no-op",
+}
+_PEERS = {
+    "scp_git": "scp_git",
+    "git": "git add, commit, tag",
+    "git_fsync": "the same, `core.fsync=all`",
+    "sqlite": "SQLite WAL, `synchronous=FULL`",
+}
+_DURABLE = {"full": "yes", "os": "no", "none": "no"}
+
+
+def read(text: str) -> list[Line]:
+    """The results among the lines of ``text``; anything that is no JSON object is passed over."""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def render(lines: Sequence[Line]) -> str:
+    """All tables and a sentence about the machine, as Markdown that is readable as it stands."""
+    parts: list[str] = []
+    for name, title in _TITLES.items():
+        chosen = [line for line in lines if line["name"] == name]
+        if chosen:
+            table = _heartbeat_table if name == "heartbeat" else _record_table
+            parts += [f"**{title}**", table(chosen)]
+    if lines:
+        parts.append(_machine(lines[-1]["versions"]))
+    return "\n\n".join(parts)
+
+
+def write_into(page: Path, lines: Sequence[Line]) -> None:
+    """Replace what stands between the markers of ``page``; raises ``ValueError`` where there are none."""
+    text = page.read_text() if page.exists() else _EMPTY_PAGE
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"{page} has no lines {START} and {END}")
+    page.write_text(f"{before}{START}\n\n{render(lines)}\n\n{END}{after}")
+
+
+# ---- tables
+
+
+def _record_table(lines: Sequence[Line]) -> str:
+    head = ["runs present", "peer", "durable", "callers", "median ms", "p95 ms", "runs/s"]
+    against = [peer for peer in ("git", "git_fsync", "sqlite") if any(f"ratio_{peer}" in x for x in lines)]
+    head += [f"x {peer.replace('_', ' ')}" for peer in against]
+    rows = [
+        [
+            f"{line['present']:,}".replace(",", " "),
+            str(_PEERS.get(line["peer"], line["peer"])),
+            _DURABLE[line["durability"]],
+            str(line.get("callers", 1)),
+            f"{line['median_ms']:.2f}",
+            f"{line['p95_ms']:.2f}",
+            f"{line['per_s']:.0f}",
+            *(_ratio(line.get(f"ratio_{peer}")) for peer in against),
+        ]
+        for line in lines
+    ]
+    return _markdown(head, rows)
+
+
+def _heartbeat_table(lines: Sequence[Line]) -> str:
+    head = [
+        "loop and callers",
+        "callers",
+        "p99 ms",
+        "worst ms (median round)",
+        "max ms",
+        "beyond the no-ops ms",
+    ]
+    rows = [
+        [
+            line["peer"],
+            str(line["callers"]),
+            f"{line['p99_ms']:.1f}",
+            f"{line['worst_ms']:.1f}",
+            f"{line['max_ms']:.1f}",
+            f"{line['worst_beyond_noop_ms']:.1f}" if "worst_beyond_noop_ms" in line else "",
+        ]
+        for line in lines
+    ]
+    return _markdown(head, rows)
+
+
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def _machine(versions: dict[str, str]) -> str:
+    return "Measured with " + "; ".join(f"{name}: {value}" for name, value in versions.items()) + "."
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    body = [list(row) for row in rows]
+    widths = [max(len(row[column]) for row in [list(head), *body]) for column in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(head), rule, *(line(row) for row in body)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", type=Path, help="a file of JSON lines")
+    parser.add_argument("page", type=Path, nargs="?", help="the page to bring up to date; without it, print")
+    chosen = parser.parse_args()
+    lines = read(chosen.results.read_text())
+    if chosen.page is None:
+        print(render(lines))
+    else:
+        write_into(chosen.page, lines)
+
+
+if __name__ == "__main__":
+    main()

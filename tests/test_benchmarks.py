@@ -1,0 +1,120 @@
+"""The benchmarks run, and what they print can be read by a program; their numbers are not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+from benchmarks.harness import quantile
+
+TOP = Path(__file__).parents[1]
+COUNTS = {"samples": 3, "git-samples": 2, "callers": 20, "rounds": 1, "beats": 1}
+TINY = ["--quick", "--present", "0", "8", *(f"--{name}={count}" for name, count in COUNTS.items())]
+FIELDS = {"name", "peer", "n", "present", "durability", "median_ms", "p95_ms", "per_s", "versions"}
+PEERS = {"scp_git", "sqlite"} | ({"git", "git_fsync"} if which("git") else set())
+
+
+def run(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
+    out = folder / "results.jsonl"
+    command = [sys.executable, "-m", "benchmarks", *arguments, "--folder", str(folder), "--out", str(out)]
+    said = subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    return said.stdout, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+    return run(tmp_path_factory.mktemp("bench"), *TINY)
+
+
+def test_every_line_has_the_fields(results: tuple[str, list[dict[str, Any]]]) -> None:
+    printed, lines = results
+    assert report.read(printed) == lines
+    for line in lines:
+        assert line.keys() >= FIELDS
+        assert line["n"] > 0
+        assert 0 < line["median_ms"] <= line["p95_ms"]
+        assert line["per_s"] > 0
+        assert line["versions"].keys() >= {"cpu", "file_system", "python", "pygit2", "git", "sqlite"}
+
+
+@pytest.mark.parametrize("name", ["record_run", "record_run_at_once"])
+def test_all_peers_are_measured_beside_the_library(
+    results: tuple[str, list[dict[str, Any]]], name: str
+) -> None:
+    lines = [line for line in results[1] if line["name"] == name]
+    for present in (0, 8):
+        assert {line["peer"] for line in lines if line["present"] == present} == PEERS
+    ours = [line for line in lines if line["peer"] == "scp_git"]
+    assert {line["durability"] for line in ours} == {"full", "os"}
+    for line in ours:
+        assert {key for key in line if key.startswith("ratio_")} == {
+            f"ratio_{p}" for p in PEERS - {"scp_git"}
+        }
+
+
+def test_the_heartbeat_is_taken_on_both_loops(results: tuple[str, list[dict[str, Any]]]) -> None:
+    lines = {line["peer"]: line for line in results[1] if line["name"] == "heartbeat"}
+    assert lines.keys() == {
+        f"{loop} {what}" for loop in ("asyncio", "trio") for what in ("record_run", "no-op")
+    }
+    for line in lines.values():
+        assert line["p99_ms"] <= line["max_ms"]
+        assert line["worst_ms"] <= line["max_ms"]
+    assert "worst_beyond_noop_ms" in lines["trio record_run"]
+
+
+def test_nothing_names_this_machine(results: tuple[str, list[dict[str, Any]]]) -> None:
+    printed, _ = results
+    assert str(TOP) not in printed
+    assert str(Path.home()) not in printed
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    run(tmp_path, "record_run", *TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_report_replaces_only_what_is_between_its_markers(
+    results: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    report.write_into(page, results[1])
+    once = page.read_text()
+    assert once.startswith("before\n")
+    assert once.endswith(f"{report.END}\nafter\n")
+    assert "old" not in once
+    assert "| scp_git" in once
+    report.write_into(page, results[1])
+    assert page.read_text() == once
+
+
+def test_a_page_without_markers_is_refused_and_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("nothing here\n")
+    with pytest.raises(ValueError, match="has no lines"):
+        report.write_into(page, [])
+    assert page.read_text() == "nothing here\n"
+
+
+def test_quantiles_are_values_that_occurred() -> None:
+    assert quantile([1.0], 0.99) == 1.0
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile([float(n) for n in range(1, 101)], 0.95) == 95.0
+    assert quantile([float(n) for n in range(1, 101)], 1.0) == 100.0
+
+
+def test_an_unknown_name_is_a_usage_error() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "nonsense"], cwd=TOP, capture_output=True, text=True
+    )
+    assert said.returncode == 2
+    assert "there are record_run, record_run_at_once, heartbeat" in said.stderr
