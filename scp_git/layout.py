@@ -86,6 +86,11 @@ def is_part(stem: str, name: str) -> bool:
     return match is not None and match[1] == stem
 
 
+def is_run_file(name: str) -> bool:
+    """Whether a file in a run's folder is one that we write."""
+    return name == RUN_FILE or is_part("events", name)
+
+
 def note_path(object_id: str) -> str:
     """Where we write the note on an object: one fan-out level, 2/38."""
     return f"{object_id[:2]}/{object_id[2:]}"

@@ -114,7 +114,7 @@ class Writer:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._work = threading.Lock()  # whoever holds it works on batches: the thread, or the exit hook
+        self._busy = False  # the gate is held, or was and housekeeping goes on
         self._queue: deque[Ticket] = deque()
         self._queued_bytes = 0
         self._thread: threading.Thread | None = None
@@ -169,9 +169,16 @@ class Writer:
 
     def _run(self) -> None:
         while self._wait_for_work():
-            with self._work:
+            try:
                 self._work_once()
                 self._maintain()
+            finally:
+                self._set_busy(False)
+
+    def _set_busy(self, busy: bool) -> None:
+        with self._changed:
+            self._busy = busy
+            self._changed.notify_all()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -187,6 +194,7 @@ class Writer:
         try:
             self.committer.take_gate()
             try:
+                self._set_busy(True)
                 batch = self._take()
                 self._write(batch)
             finally:
@@ -317,11 +325,10 @@ class Writer:
             if thread is not None and thread.is_alive():
                 self.flush(max(deadline - time.monotonic(), 0))
             else:
-                with self._work:
-                    self._work_once()
+                self._work_once()
         self.flush(max(deadline - time.monotonic(), 0))
-        if self._work.acquire(timeout=max(deadline - time.monotonic(), 0)):  # the thread is between batches
-            self._work.release()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy, max(deadline - time.monotonic(), 0))
         if self._merging is not None:
             self._merging.join(max(deadline - time.monotonic(), 0))
 

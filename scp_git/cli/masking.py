@@ -69,11 +69,6 @@ class Secrets:
             self._pattern = re.compile("|".join(map(re.escape, longest_first)))
         return self._pattern.sub(MASK, text)
 
-    @property
-    def longest(self) -> int:
-        """Bytes of the longest value in UTF-8."""
-        return max((len(value.encode()) for value in self._values), default=0)
-
     def drop_cut_end(self, text: str) -> str:
         """``text``, known to be cut off, without a secret's beginning at its end."""
         cut = 0

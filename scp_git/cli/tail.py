@@ -15,6 +15,8 @@ from scp_git.cli.masking import Secrets, mask_output
 LINE_BYTES = 4096
 TOTAL_BYTES = 256 * 1024
 _KEPT_BYTES = 2 * TOTAL_BYTES
+# More than is stored, so that what is masked near the cut can be seen whole.
+_RAW_BYTES = 2 * LINE_BYTES
 _CUT_MARK = "…"
 
 
@@ -27,8 +29,6 @@ class Tail:
         self._lines: deque[tuple[bytes, bool]] = deque(maxlen=count)
         self._size = 0
         self._lock = threading.Lock()
-        # Room for a secret that begins within the part of a line that is kept.
-        self.raw_bytes = LINE_BYTES + secrets.longest
 
     def append(self, line: bytes, is_cut: bool) -> None:
         with self._lock:
@@ -98,9 +98,8 @@ class Assembler:
         body = line.rstrip(b"\r")
         # A carriage return starts the line anew, as progress bars do.
         latest = body.rpartition(b"\r")[2]
-        limit = self._tail.raw_bytes
-        self._is_cut = len(latest) > limit or (self._is_cut and latest == body)
-        self._line = latest[:limit] + (b"\r" if len(body) < len(line) else b"")
+        self._is_cut = len(latest) > _RAW_BYTES or (self._is_cut and latest == body)
+        self._line = latest[:_RAW_BYTES] + (b"\r" if len(body) < len(line) else b"")
 
     def _finish(self) -> None:
         self._tail.append(self._line.rstrip(b"\r"), self._is_cut)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scp_git.errors import RepositoryBusy, ScpGitError, UnsupportedRepository
@@ -18,13 +18,13 @@ from scp_git.git.anchors import read_record
 from scp_git.git.deferred import Deferred
 from scp_git.git.files import CheckedRecord, boot_id, sync_dir
 from scp_git.git.handle import Odb, Repository, translated
-from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, recover
+from scp_git.git.healing import BRANCHES, Beginning, History, Tips, begin, recover
 from scp_git.git.locks import Gate, LockFile
 from scp_git.git.objects import BLOB, COMMIT, TAG, ObjectStore, encode_commit, tag_target
 from scp_git.git.pack import Pack, encode_entry, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
 from scp_git.git.transaction import Operation, Transaction
-from scp_git.git.tree import EMPTY_TREE, raw_oid
+from scp_git.git.tree import EMPTY_TREE, TreeEditor, raw_oid
 from scp_git.git.view import View
 from scp_git.ids import is_valid_id
 from scp_git.layout import (
@@ -36,6 +36,7 @@ from scp_git.layout import (
     RUNS,
     TRAILER,
     deleted_path,
+    is_run_file,
     run_dir,
 )
 
@@ -67,6 +68,8 @@ class Committer:
         self._kept: tuple[Tips, Beginning] | None = None
         self._boot = boot_id()
         self._ignored = False
+        self._strayed: str | None = None
+        """The commit that was checked out in the view when it was found detached or on another branch."""
 
     # ------------------------------------------------------------ the gate
 
@@ -217,7 +220,7 @@ class Committer:
                 raise
             if pack:
                 pack.release()
-            if lock and lock.held and self._show(tx, lock, str(mode)):
+            if lock and lock.held and self._show(tx, lock, str(mode), shown):
                 shown = new[LEDGER_REF]
         finally:
             if lock:
@@ -284,15 +287,17 @@ class Committer:
     def _view_lock(self, mode: str | None) -> LockFile | None:
         if self.view is None or mode is None:
             return None
+        self._strayed = None
         try:
             if not self.view.healthy():
+                self._strayed = self.repository.refs.read_head(self.view.admin)
                 self.view.attach()
         except ScpGitError as exc:
             log.warning("the view is not there: %s", exc)
             return None
         return self.view.lock(self.folder / f"{SCRATCH_PREFIX}view")
 
-    def _show(self, tx: Transaction, lock: LockFile, mode: str) -> bool:
+    def _show(self, tx: Transaction, lock: LockFile, mode: str, before: str | None) -> bool:
         """Bring the view to the new ledger. The write has succeeded already: a failure is made up later."""
         assert self.view is not None
 
@@ -305,12 +310,22 @@ class Committer:
             else:
                 files = ((path, raw_oid(raw)) for path, raw in tx.ledger.files())
                 gone = self._gone(tx, self.view) if mode == "deep" else ()
-                self.view.compare(files, read, lock, deep=mode == "deep", gone=gone)
+                shown = self._shown(tx, before)
+                self.view.compare(files, read, lock, deep=mode == "deep", shown=shown, gone=gone)
         except (ScpGitError, OSError) as exc:
             log.warning("the view could not follow, a later write makes it up: %s", exc)
             self.view.index.clear()
             return False
         return True
+
+    def _shown(self, tx: Transaction, before: str | None) -> Callable[[str], bool]:
+        """Tells whether the view showed a file before; where that is not known, whether it is a run's."""
+        history = History(tx.store)
+        commits = [commit for commit in map(history.get, (before, self._strayed)) if commit]
+        if not commits:
+            return lambda path: path.startswith(f"{RUNS}/") and is_run_file(path.rpartition("/")[2])
+        trees = [TreeEditor(tx.store, commit.tree) for commit in commits]
+        return lambda path: any(tree.blob(path) for tree in trees)
 
     def _gone(self, tx: Transaction, view: View) -> list[str]:
         """Folders of deleted runs that are in the view all the same: a power cut lost their removal."""

@@ -125,7 +125,8 @@ class Repository:
             raise NotARepository(path, f"is inside a repository; pass its top, {repo.workdir}")
         git_dir = Path(repo.path).resolve()
         common_dir = _common_dir(git_dir)
-        return cls(path, git_dir, common_dir, _main_root(common_dir))
+        main = not repo.is_bare and git_dir == common_dir
+        return cls(path, git_dir, common_dir, path if main else _main_root(common_dir))
 
     @property
     def bare(self) -> bool:
@@ -166,7 +167,7 @@ class Repository:
     def config(self, prefix: str) -> dict[str, str]:
         """The git config values below ``prefix`` (lower-case, with its dot), keyed by the name's rest."""
         with self.odb() as odb, translated("reading git config"):
-            entries = [(entry.name, entry.value or "") for entry in odb.config]
+            entries = [(_text(entry.raw_name), _text(entry.raw_value)) for entry in odb.config]
         return {name[len(prefix) :]: value for name, value in entries if name.startswith(prefix)}
 
     def _config_value(self, name: str) -> str:
@@ -175,11 +176,14 @@ class Repository:
                 return str(odb.config[name])
             except KeyError:
                 return ""
+            except UnicodeDecodeError:
+                found = [_text(entry.raw_value) for entry in odb.config if _text(entry.raw_name) == name]
+                return found[-1] if found else ""
 
     def ignores(self, path: str) -> bool:
         """Whether the main working tree's ignore rules cover ``path``."""
         with translated("reading ignore rules"):
-            repo = pygit2.Repository(str(self.common_dir), RepositoryOpenFlag.NO_SEARCH)
+            repo = pygit2.Repository(str(self.main_root), RepositoryOpenFlag.NO_SEARCH)
             return bool(repo.path_is_ignored(path))
 
 
@@ -221,6 +225,11 @@ def _system_user() -> tuple[str, str]:
     except KeyError:
         return str(os.geteuid()), ""
     return entry.pw_name, entry.pw_gecos.split(",")[0]
+
+
+def _text(value: bytes | None) -> str:
+    """A config value; old files are not always UTF-8."""
+    return (value or b"").decode("utf-8", "replace")
 
 
 def _clean(text: str) -> str:

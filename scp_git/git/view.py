@@ -17,17 +17,17 @@ from pathlib import Path
 
 from scp_git.errors import StorageFailed
 from scp_git.git.files import unlink, write_all
+from scp_git.git.folder import Folder
 from scp_git.git.handle import Repository, translated
 from scp_git.git.index import IndexFile
 from scp_git.git.locks import INDEX_LOCK_STALE_S, LockFile, heal_lock
 from scp_git.git.objects import BLOB, hash_object
-from scp_git.layout import IGNORE_RULE, LEDGER_REF, VIEW_ADMIN_NAME, VIEW_DIR
+from scp_git.layout import IGNORE_RULE, LEDGER_REF, VIEW_ADMIN_NAME, VIEW_DIR, is_run_file
 
 log = logging.getLogger(__name__)
 
 ReadBlob = Callable[[str], bytes]
-_DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 class View:
@@ -43,13 +43,13 @@ class View:
 
     # ------------------------------------------------------------ the worktree's own files
 
-    def _own_files(self) -> dict[Path, str]:
+    def _own_files(self) -> dict[Path, bytes]:
         # gitdir stays absolute: git before 2.48 lists a relative one as prunable.
         return {
-            self.admin / "commondir": "../..\n",
-            self.admin / "gitdir": f"{self.path}/.git\n",
-            self.admin / "HEAD": f"ref: {LEDGER_REF}\n",
-            self.path / ".git": f"gitdir: {self.admin}\n",
+            self.admin / "commondir": b"../..\n",
+            self.admin / "gitdir": os.fsencode(f"{self.path}/.git\n"),
+            self.admin / "HEAD": f"ref: {LEDGER_REF}\n".encode(),
+            self.path / ".git": os.fsencode(f"gitdir: {self.admin}\n"),
         }
 
     def healthy(self) -> bool:
@@ -63,11 +63,11 @@ class View:
             return False
         if self.path.is_symlink():
             return False
-        for path, text in self._own_files().items():
+        for path, data in self._own_files().items():
             try:
-                if path.is_symlink() or path.read_text() != text:
+                if path.is_symlink() or path.read_bytes() != data:
                     return False
-            except (OSError, ValueError):
+            except OSError:
                 return False
         self._healthy = signature
         return True
@@ -85,9 +85,9 @@ class View:
             self._adopt()
             self.path.mkdir(exist_ok=True)
             self.admin.mkdir(parents=True, exist_ok=True)
-            for path, text in self._own_files().items():
-                if path.is_symlink() or not path.is_file() or path.read_bytes() != text.encode():
-                    _replace(path, text.encode())
+            for path, data in self._own_files().items():
+                if path.is_symlink() or not path.is_file() or path.read_bytes() != data:
+                    _replace(path, data)
             if not self.index.load():
                 heal_lock(self.admin / "index.lock", INDEX_LOCK_STALE_S)
                 self.index.clear()
@@ -104,8 +104,20 @@ class View:
             raise StorageFailed(f"creating {VIEW_DIR}", f"{self.path} is a symbolic link; remove it")
         if self.path.exists() and not self.path.is_dir():
             raise StorageFailed(f"creating {VIEW_DIR}", f"{self.path} is a file; remove it")
-        if (self.path / ".git").is_dir():
+        if (self.path / ".git").is_dir() or self._is_of_another_repository():
             raise StorageFailed(f"creating {VIEW_DIR}", f"{self.path} holds another repository; move it away")
+
+    def _is_of_another_repository(self) -> bool:
+        """Whether the folder is a living worktree of another repository; a copied project's is not."""
+        link = self.path / ".git"
+        if not link.is_file():
+            return False
+        admin = Path(_line(link).removeprefix("gitdir: "))
+        common, back = admin / "commondir", admin / "gitdir"
+        if admin == self.admin or not admin.is_absolute() or not common.is_file() or not back.is_file():
+            return False
+        elsewhere = (admin / _line(common)).resolve() != self.repository.common_dir
+        return elsewhere and os.path.normpath(_line(back)) == str(link)
 
     def _adopt(self) -> None:
         """Take the folder over from a worktree of another name (``git worktree add``, the earlier program).
@@ -117,25 +129,28 @@ class View:
             gitdir = other / "gitdir"
             if other == self.admin or other.is_symlink() or not gitdir.is_file():
                 continue
-            if os.path.normpath(gitdir.read_text(errors="replace").strip()) == ours:
+            if os.path.normpath(_line(gitdir)) == ours:
                 log.warning("taking %s over from the worktree %s", VIEW_DIR, other.name)
                 shutil.rmtree(other)
 
     def ignore(self) -> None:
         """See to it that git ignores the view: once, in ``.gitignore``, or else in ``info/exclude``."""
-        if self.repository.ignores(IGNORE_RULE):
-            return
         gitignore = self.main_root / ".gitignore"
-        try:
-            _append_line(gitignore, IGNORE_RULE)
+        # git does not read a .gitignore that is a symlink; libgit2 does.
+        if not gitignore.is_symlink():
             if self.repository.ignores(IGNORE_RULE):
                 return
-        except OSError as exc:
-            log.warning("%s cannot be written (%s); using info/exclude", gitignore.name, exc.strerror)
+            try:
+                _append_line(gitignore, IGNORE_RULE)
+                if self.repository.ignores(IGNORE_RULE):
+                    return
+            except OSError as exc:
+                log.warning("%s cannot be written (%s); using info/exclude", gitignore.name, exc.strerror)
         with translated("writing info/exclude"):
             exclude = self.repository.common_dir / "info" / "exclude"
             exclude.parent.mkdir(exist_ok=True)
-            _append_line(exclude, IGNORE_RULE)
+            if not exclude.exists() or IGNORE_RULE not in exclude.read_text(errors="replace").split("\n"):
+                _append_line(exclude, IGNORE_RULE)
 
     # ------------------------------------------------------------ its files
 
@@ -150,15 +165,25 @@ class View:
     def apply(self, changes: Mapping[str, str | None], read: ReadBlob, lock: LockFile) -> None:
         """Write the changed files (path to blob id, None = removed) and the index, under ``lock``."""
         self.index.load()
-        with _Folder(self.path) as folder:
+        with Folder(self.path) as folder:
             for path, oid in changes.items():
                 name = os.fsencode(path)
+                self.index.remove(name)
                 if oid is None:
                     folder.remove(path)
-                    self.index.remove(name)
                 else:
-                    self.index.put(name, oid, folder.write(path, read(oid)))
+                    self._write(folder, path, oid, read)
         self._commit(lock)
+
+    def _write(self, folder: Folder, path: str, oid: str, read: ReadBlob) -> None:
+        try:
+            stat = folder.write(path, read(oid))
+        except OSError as exc:
+            if exc.errno not in _IN_THE_WAY:
+                raise
+            log.warning("%s is left out of the view, something of others is in the way", path)
+        else:
+            self.index.put(os.fsencode(path), oid, stat)
 
     def compare(
         self,
@@ -167,38 +192,44 @@ class View:
         lock: LockFile,
         *,
         deep: bool,
+        shown: Callable[[str], bool],
         gone: Iterable[str] = (),
     ) -> None:
         """Make the view show exactly ``files`` (path and blob id); other people's files are left alone.
 
         With ``deep`` every file's state is looked at, else only what the index says.
-        The files in the folders ``gone`` are removed, whatever the index says.
+        What a person only staged leaves the index and stays on the disk: removed is
+        what was ``shown`` before, and our files in the folders ``gone``.
         """
         wanted = dict(files)
         self.index.load()
-        changes: dict[str, str | None] = {
-            os.fsdecode(path): None for path in self.index.paths() if os.fsdecode(path) not in wanted
-        }
-        with _Folder(self.path) as folder:
-            for path, oid in wanted.items():
-                name = os.fsencode(path)
-                if self.index.oid(name) != oid or (deep and not self._intact(folder, path, oid)):
-                    changes[path] = oid
+        surplus = [name for name in self.index.paths() if os.fsdecode(name) not in wanted]
+        for name in surplus:
+            self.index.remove(name)
+        removed = [os.fsdecode(name) for name in surplus if shown(os.fsdecode(name))]
+        changes: dict[str, str | None] = dict.fromkeys(removed)
+        with Folder(self.path) as folder:
+            stale = (
+                (path, oid)
+                for path, oid in wanted.items()
+                if self.index.oid(os.fsencode(path)) != oid or (deep and not self._intact(folder, path, oid))
+            )
+            changes.update(stale)
             for path in gone:
-                changes.update({f"{path}/{name}": None for name in folder.names(path)})
+                changes.update({f"{path}/{file}": None for file in folder.names(path) if is_run_file(file)})
         self.apply(changes, read, lock)
 
     def names(self, path: str) -> list[str]:
         """The names in a folder of the view as it lies on the disk."""
         try:
-            with _Folder(self.path) as folder:
+            with Folder(self.path) as folder:
                 return folder.names(path)
         except OSError:
             return []
 
-    def _intact(self, folder: _Folder, path: str, oid: str) -> bool:
+    def _intact(self, folder: Folder, path: str, oid: str) -> bool:
         stat = folder.stat(path)
-        if stat is None:
+        if stat is None or stat.st_mode & 0o111:
             return False
         if self.index.matches(os.fsencode(path), stat):
             return True
@@ -214,130 +245,17 @@ class View:
         self.index.written()
 
 
-class _Folder:
-    """Files below one folder, reached component by component without following a symlink."""
-
-    def __init__(self, path: Path) -> None:
-        self._root = os.open(path, _DIR_FLAGS)
-        self._open: dict[str, int] = {"": self._root}
-
-    def __enter__(self) -> _Folder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-
-    def write(self, path: str, data: bytes) -> os.stat_result:
-        """Write a file, mode 0644, replacing whatever bears its name but a folder with files of others."""
-        head, _, leaf = path.rpartition("/")
-        parent = self._descend(head, create=True)
-        assert parent is not None
-        try:
-            fd = os.open(leaf, _FILE_FLAGS, 0o644, dir_fd=parent)
-        except OSError as exc:
-            if exc.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EMLINK):
-                raise
-            _clear(leaf, parent)
-            fd = os.open(leaf, _FILE_FLAGS, 0o644, dir_fd=parent)
-        try:
-            write_all(fd, data)
-            stat = os.fstat(fd)
-            if stat.st_mode & 0o777 != 0o644 and stat.st_mode & 0o111:
-                os.fchmod(fd, 0o644)
-                stat = os.fstat(fd)
-            return stat
-        finally:
-            os.close(fd)
-
-    def remove(self, path: str) -> None:
-        """Remove a file and the folders above it that become empty."""
-        while path:
-            head, _, leaf = path.rpartition("/")
-            parent = self._descend(head, create=False)
-            if parent is None:
-                return
-            try:
-                if path in self._open:
-                    os.close(self._open.pop(path))
-                    os.rmdir(leaf, dir_fd=parent)
-                elif _is_dir(leaf, parent):
-                    os.rmdir(leaf, dir_fd=parent)
-                else:
-                    os.unlink(leaf, dir_fd=parent)
-            except FileNotFoundError:
-                pass
-            except OSError:  # not empty: something of others is in it
-                return
-            path = head
-
-    def stat(self, path: str) -> os.stat_result | None:
-        head, _, leaf = path.rpartition("/")
-        parent = self._descend(head, create=False)
-        try:
-            return None if parent is None else os.stat(leaf, dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-
-    def names(self, path: str) -> list[str]:
-        fd = self._descend(path, create=False)
-        return [] if fd is None else os.listdir(fd)
-
-    def read(self, path: str) -> bytes | None:
-        head, _, leaf = path.rpartition("/")
-        parent = self._descend(head, create=False)
-        if parent is None:
-            return None
-        try:
-            fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-            with open(fd, "rb") as file:
-                return file.read()
-        except OSError:
-            return None
-
-    def _descend(self, path: str, *, create: bool) -> int | None:
-        known = self._open.get(path)
-        if known is not None:
-            return known
-        head, _, leaf = path.rpartition("/")
-        parent = self._descend(head, create=create)
-        if parent is None:
-            return None
-        try:
-            fd = os.open(leaf, _DIR_FLAGS, dir_fd=parent)
-        except OSError as exc:
-            if not create:
-                return None
-            if not isinstance(exc, FileNotFoundError):  # a symlink or a file where a folder belongs
-                _clear(leaf, parent)
-            os.mkdir(leaf, 0o755, dir_fd=parent)
-            fd = os.open(leaf, _DIR_FLAGS, dir_fd=parent)
-        if len(self._open) > 200:
-            for key in [key for key in self._open if key and not path.startswith(key)]:
-                os.close(self._open.pop(key))
-        self._open[path] = fd
-        return fd
-
-
-def _clear(leaf: str, parent: int) -> None:
-    """Take away what stands where something of ours belongs; a folder only if it is empty."""
-    if _is_dir(leaf, parent):
-        os.rmdir(leaf, dir_fd=parent)
-    else:
-        os.unlink(leaf, dir_fd=parent)
-
-
-def _is_dir(leaf: str, parent: int) -> bool:
-    mode = os.stat(leaf, dir_fd=parent, follow_symlinks=False).st_mode
-    return mode & 0o170000 == 0o040000
-
-
 def _state(path: Path) -> tuple[int, int, int] | None:
     try:
         stat = os.lstat(path)
     except OSError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _line(path: Path) -> str:
+    """The one line of a small file that names a path."""
+    return os.fsdecode(path.read_bytes()).strip()
 
 
 def _replace(path: Path, data: bytes) -> None:

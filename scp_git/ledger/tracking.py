@@ -46,8 +46,7 @@ class TrackedRun:
     def failed(self, exc: BaseException, *, cancelled: bool = False) -> None:
         """The block raised: the run failed, and its summary is the exception's."""
         self.status = "failed"
-        text = "cancelled" if cancelled else f"{exc.__class__.__name__}: {exc}".rstrip(": ")
-        self.summary = _one_line(text)
+        self.summary = "cancelled" if cancelled else _one_line(_described(exc))
 
     def finish(self) -> tuple[Run, list[dict[str, Any]]]:
         """The run and its events as they are to be recorded; the same each time it is asked."""
@@ -64,6 +63,14 @@ class TrackedRun:
                 }
             )
         return self._finished, self._events
+
+
+def _described(exc: BaseException) -> str:
+    name = exc.__class__.__name__
+    try:
+        return f"{name}: {exc}".rstrip(": ")
+    except Exception:  # its __str__ may do anything, and must not hide the exception itself
+        return name
 
 
 def _one_line(text: str) -> str:
