@@ -47,11 +47,12 @@ def _call(args: Sequence[str] | None) -> int:
 
     try:
         result = app.main(args=args, prog_name="scp-git", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as exc:
-        click.echo(exc.format_message(), err=True)
-        return USAGE
     except click.UsageError as exc:
-        complain(exc.format_message().rstrip(".") + _hint(exc))
+        # By name, as click has it only since 8.2; before, it printed the help itself.
+        if type(exc).__name__ == "NoArgsIsHelpError":
+            click.echo(exc.format_message(), err=True)
+        else:
+            complain(exc.format_message().rstrip(".") + _hint(exc))
         return USAGE
     except click.ClickException as exc:
         complain(exc.format_message())

@@ -106,8 +106,10 @@ class Folder:
         except OSError as exc:
             if not create:
                 return None
-            if not isinstance(exc, FileNotFoundError):  # a symlink or a file where a folder belongs
+            if exc.errno in (errno.ENOTDIR, errno.ELOOP, errno.EMLINK):  # a file or a symlink
                 _clear(leaf, parent)
+            elif exc.errno != errno.ENOENT:
+                raise
             os.mkdir(leaf, 0o755, dir_fd=parent)
             fd = os.open(leaf, _DIR_FLAGS, dir_fd=parent)
         if len(self._open) > 200:

@@ -148,8 +148,10 @@ class _Merge:
         best = min(copies, key=lambda copy: copy.rank(old_id))
         editor = self.ours.archive if archived else self.ours.ledger
         folder = archived_run_dir(run_id) if archived else run_dir(run_id)
-        files = {name: data for copy in reversed(copies) for name, data in copy.others().items()}
-        files |= best.others() | merge_parts("events", [copy.files for copy in copies])
+        files = merge_parts("events", [copy.files for copy in copies])
+        for name in {name for copy in copies for name in copy.others()}:
+            versions = [copy.files[name] for copy in copies if name in copy.files]
+            files[name] = min(versions, key=lambda data: hash_object(BLOB, data))
         if run_id == old_id:
             files[RUN_FILE] = best.files.get(RUN_FILE, b"")
         else:
