@@ -7,7 +7,6 @@ be paid for by the next fsync, which is somebody else's.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -128,23 +127,16 @@ async def _peers(shelf: Shelf, present: int) -> AsyncIterator[list[Peer]]:
     async with AsyncExitStack() as stack:
         peers: list[Peer] = []
         for settings in (Settings(durability="full"), Settings(durability="os")):
-            root = await _copy(shelf, present, stack)
+            root = await anyio.to_thread.run_sync(shelf.copy, present)
             store = await stack.enter_async_context(scp_git.open_store(root, settings))
             await store.ensure_ledger()
             peers.append(Library(store, settings.durability))
         if has_git():
-            root = await _copy(shelf, present, stack)
+            root = await anyio.to_thread.run_sync(shelf.copy, present)
             peers += [Git(root, fsync=False), Git(root, fsync=True)]
         database = Sqlite(shelf.place() / "runs.sqlite", [sample_run(number) for number in range(present)])
         stack.callback(database.close)
         yield [*peers, database]
-
-
-async def _copy(shelf: Shelf, present: int, stack: AsyncExitStack) -> Path:
-    """A repository that goes when the stack unwinds, after whatever uses it."""
-    root = await anyio.to_thread.run_sync(shelf.copy, present)
-    stack.callback(shutil.rmtree, root, ignore_errors=True)
-    return root
 
 
 def _key(peer: Peer) -> tuple[str, str]:

@@ -310,7 +310,8 @@ class Writer:
 
     def _merge_packs(self) -> None:
         try:
-            if merge_packs(self.committer.repository, sync=self.committer.sync):
+            # Synced whatever the settings say: it replaces packs that may have been.
+            if merge_packs(self.committer.repository, sync=True):
                 self.committer.forget_objects()
         except (ScpGitError, OSError, ValueError) as exc:
             log.warning("packs could not be merged, it is tried again later: %s", exc)

@@ -27,6 +27,13 @@ SOURCES = Path(scp_git.__file__).parents[1]
 MakeRepo = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def unsynced(home: Path) -> None:
+    """No fsync: these tests are not about power loss, and the disk is shared."""
+    with (home / ".gitconfig").open("a") as config:
+        config.write("[scp]\n\tdurability = os\n")
+
+
 @contextmanager
 def gate_held(root: Path) -> Iterator[None]:
     """As if another process were writing; nothing can be written meanwhile."""

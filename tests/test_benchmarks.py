@@ -86,12 +86,12 @@ def test_a_report_replaces_only_what_is_between_its_markers(
     results: tuple[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     page = tmp_path / "performance.md"
-    page.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    page.write_text(f"before\n{report.START}\noutdated\n{report.END}\nafter\n")
     report.write_into(page, results[1])
     once = page.read_text()
     assert once.startswith("before\n")
     assert once.endswith(f"{report.END}\nafter\n")
-    assert "old" not in once
+    assert "outdated" not in once
     assert "| scp_git" in once
     report.write_into(page, results[1])
     assert page.read_text() == once

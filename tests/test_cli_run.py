@@ -439,14 +439,17 @@ def test_ctrl_c_gives_130_and_a_failed_run(repo: Path, terminals: list[Terminal]
 def test_ctrl_c_is_told_to_the_command_once(repo: Path, terminals: list[Terminal], tail: list[str]) -> None:
     code = (
         "import signal, sys, time\nhits = []\nsignal.signal(signal.SIGINT, lambda *a: hits.append(1))\n"
-        "print('ready', flush=True)\nwhile not hits: time.sleep(0.01)\n"
+        "print('ready', flush=True)\nwhile len(hits) < 20: time.sleep(0.01)\n"
         "time.sleep(0.3)\nprint('hits', len(hits))\nsys.exit(6)"
     )
     terminal = at_terminal(terminals, repo, tail, *python(code))
     terminal.until(b"ready")
-    terminal.type(b"\x03")
+    # Two that come together count as one, so one attempt would show little.
+    for _ in range(20):
+        terminal.type(b"\x03")
+        time.sleep(0.05)
     assert terminal.exit_code() == 6
-    assert b"hits 1\r\n" in terminal.seen
+    assert b"hits 20\r\n" in terminal.seen
 
 
 @TAILS
@@ -527,10 +530,11 @@ def test_modes_set_through_stdout_hold_for_the_keyboard(
 def test_output_to_a_terminal_arrives_byte_for_byte(
     repo: Path, terminals: list[Terminal], tail: list[str]
 ) -> None:
-    code = "import sys; sys.stdout.buffer.write(bytes(range(11, 256)) * 2000 + b'END')"
+    """But for "\\n", which a terminal makes "\\r\\n": once."""
+    code = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 2000 + b'END')"
     terminal = at_terminal(terminals, repo, tail, *python(code))
     assert terminal.exit_code() == 0
-    assert terminal.seen.partition(b"END")[0] == bytes(range(11, 256)) * 2000
+    assert terminal.seen.partition(b"END")[0] == bytes(range(256)).replace(b"\n", b"\r\n") * 2000
 
 
 # ---------------------------------------------------------------- the tail
@@ -588,14 +592,14 @@ def test_a_flood_of_lines_costs_little() -> None:
     flood = b"y\n" * 32_768
     tail = Tail(10, Secrets())
     assembler = Assembler(tail)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(200):
         assembler.feed(flood)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert tail.lines() == ["y"] * 10
 
 
-@pytest.mark.parametrize("before", [LINE_BYTES - 10, LINE_BYTES, 0])
+@pytest.mark.parametrize("before", [0, LINE_BYTES - 10, LINE_BYTES, 2 * LINE_BYTES - 10, 2 * LINE_BYTES])
 def test_a_secret_that_is_cut_leaves_no_piece(before: int) -> None:
     secrets = Secrets(["topsecretvalue" * 3])
     (line,) = tail_of(b"-" * before + b"topsecretvalue" * 3 + b"z" * 9000, secrets=secrets, chunk=1000)
@@ -674,12 +678,12 @@ def test_short_values_do_not_blot_out_the_output() -> None:
 
 
 def test_hostile_text_is_masked_in_linear_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for unit in ("a", "a://b:c", "token=", "token ", '"', "--key\\", "://@", "authorization:", "a.-"):
         text = unit * (40_000 // len(unit))
         mask_argv(["tool", text, f"x {text}", "--password", text])
         mask_output(text, Secrets(["aaaaab", "token"]))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 letters = st.characters(blacklist_categories=["Cs"], blacklist_characters="\0*")
@@ -725,7 +729,7 @@ def planted(draw: st.DrawFn) -> tuple[str, list[str]]:
     after=st.lists(plain, max_size=3),
     repeated=st.booleans(),
     noise=st.text(letters, max_size=30),
-    padding=st.sampled_from([0, 1, LINE_BYTES - 30, LINE_BYTES - 1, LINE_BYTES + 5]),
+    padding=st.sampled_from([0, 1, LINE_BYTES - 30, LINE_BYTES - 1, 2 * LINE_BYTES - 5]),
     chunk=st.integers(1, 5000),
 )
 def test_a_planted_secret_never_appears_in_what_is_stored(

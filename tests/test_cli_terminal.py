@@ -277,7 +277,6 @@ def test_a_full_disk_behind_stdout_is_an_error(repo: Path) -> None:
 
 @pytest.mark.parametrize("closing", ["0>&-", "1>&-", "2>&-", "0>&- 1>&- 2>&-"])
 def test_closed_streams_are_no_error(repo: Path, closing: str) -> None:
-    """And no file of the repository is opened in the place of one, to be written into by mistake."""
     line = f'"$@" {closing}'
     for args in (["ledger", "record", "--type", "x"], ["ledger", "list"], ["run", "--", "true"], ["--help"]):
         result = subprocess.run(
@@ -290,6 +289,14 @@ def test_closed_streams_are_no_error(repo: Path, closing: str) -> None:
         ["sh", "-c", line, "sh", *CLI, "ledger", "show", "none"], cwd=repo, capture_output=True, timeout=60
     )
     assert result.returncode == 3
+
+
+@pytest.mark.parametrize("closing", ["0>&-", "1>&-", "2>&-", "0>&- 1>&- 2>&-"])
+def test_no_file_is_opened_in_the_place_of_a_closed_stream(closing: str) -> None:
+    """Else a stray message could be written into a file of the repository."""
+    code = "import os\nfrom scp_git.cli import main\nmain(['--version'])\nos._exit(os.open('/dev/null', 0))"
+    line = ["sh", "-c", f'"$@" {closing}', "sh", sys.executable, "-c", code]
+    assert subprocess.run(line, capture_output=True, timeout=60).returncode >= 3
 
 
 # ---------------------------------------------------------------- start, help, completion

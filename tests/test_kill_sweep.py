@@ -84,23 +84,20 @@ def servers() -> Iterator[list[Server]]:
         yield [one, two]
 
 
-def check_point(scene: Scene, point: Point, slot: Slot, server: Server) -> list[str]:
-    """What is wrong after a kill at ``point`` and one more write."""
+def check_point(scene: Scene, point: Point, slot: Slot, server: Server) -> tuple[bool, list[str]]:
+    """Whether the kill at ``point`` happened, and what is wrong after one more write."""
     root = slot.restore()
-    killed = server.run(
-        root, scene.attack, strace=point.inject("signal=KILL"), only=point.only, settings=scene.settings
-    )
-    if killed.status != -9:
-        return [f"not killed: {killed}"]
+    strace = point.inject("signal=KILL")
+    killed = server.run(root, scene.attack, strace=strace, only=point.only, settings=scene.settings)
     healed = server.run(root, [["record", "after"], ["list", 100]], timeout_s=2 * HEAL_S)
     found = [*killed.bugs, *healed.errors, *healed.bugs]
     if healed.took_s > HEAL_S:
         found.append(f"the next write took {healed.took_s:.1f} s")
     if healed.acked != ["after"]:
-        return [*found, f"the next write failed: {healed.lines}"]
+        return True, [*found, f"the next write failed: {healed.lines}"]
     acked = {*scene.acked, *killed.acked, "after"} - {*killed.deleted}
-    listed = healed.listed
-    return found + problems(root, acked=acked, maybe=scene.maybe, deleted=killed.deleted, listed=listed)
+    found += problems(root, acked=acked, maybe=scene.maybe, deleted=killed.deleted, listed=healed.listed)
+    return killed.status == -9, found
 
 
 def sweep(scene: Scene, folder: Path, servers: list[Server], every: int, offset: int = 0) -> None:
@@ -108,32 +105,35 @@ def sweep(scene: Scene, folder: Path, servers: list[Server], every: int, offset:
     slots = [Slot(folder / f"slot{number}" / "repo") for number, _ in enumerate(servers)]
     for slot, server in zip(slots, servers, strict=True):
         scene.build(slot, server)
-    points = mutating_points(
-        servers[0], slots[0].root, scene.attack, folder / "trace", settings=scene.settings
-    )
+    trace = folder / "trace"
+    points = mutating_points(servers[0], slots[0].root, scene.attack, trace, settings=scene.settings)
     points = [point for point in points if scene.only in ("", point.only)]
     assert len(points) > 15, f"the worker's calls were not seen: {points}"
     chosen = points[offset % every :: every]
-
     found: list[str] = []
+    missed: list[Point] = []
 
     def work(number: int) -> None:
         for point in chosen[number :: len(servers)]:
-            wrong = check_point(scene, point, slots[number], servers[number])
+            hit, wrong = check_point(scene, point, slots[number], servers[number])
             found.extend(f"{point.only} {point.name} #{point.when} ({point.shown}): {line}" for line in wrong)
+            if not hit:
+                missed.append(point)
             if len(found) >= ENOUGH:
                 return
 
     with ThreadPoolExecutor(len(servers)) as pool:
         list(pool.map(work, range(len(servers))))
     assert not found, f"problems at {len(chosen)} of {len(points)} points:\n" + "\n".join(found)
+    # Two runs of a program may differ by a call; more would mean that the sweep leaves gaps.
+    assert len(missed) <= len(chosen) // 20, f"not killed at {missed}"
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_after_a_kill_the_next_write_finds_all_or_nothing(
     name: str, tmp_path: Path, servers: list[Server]
 ) -> None:
-    sweep(SCENES[name], tmp_path, servers, every=3, offset=list(SCENES).index(name))
+    sweep(SCENES[name], tmp_path, servers, every=4, offset=list(SCENES).index(name))
 
 
 @pytest.mark.full

@@ -8,16 +8,16 @@ What is taken over is checked: regular files with plain names only.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from scp_git.codec import JsonObject, dump_pretty, tag_message
-from scp_git.git.anchors import State, read_record, run_tag
+from scp_git.codec import JsonObject, dump_pretty
+from scp_git.git.anchors import State, read_record
 from scp_git.git.lines import merge_events, merge_messages, merge_parts, parse_line, revision
 from scp_git.git.notes import list_notes, note_target, read_note, remove_note, write_note
-from scp_git.git.objects import BLOB, TAG, Anchor, hash_object
+from scp_git.git.objects import BLOB, hash_object
+from scp_git.git.runcopy import RunCopy, other_id
 from scp_git.git.tree import Tree, TreeEditor, decode_name, is_dir, raw_mode, raw_oid
 from scp_git.ids import is_valid_id
 from scp_git.layout import (
@@ -76,6 +76,8 @@ class _Merge:
         self.report = MergeReport()
         self.new_deletions: list[tuple[str, str]] = []
         self.moved_notes: list[tuple[str, str]] = []  # old tag id, surviving run id
+        self.their_chat: dict[str, str] = {}  # run id of theirs: the id that the run has now
+        self.tags: dict[str, set[str]] = {}  # run id: the tag ids of all copies that were met
 
     # ------------------------------------------------------------ deletions
 
@@ -110,27 +112,41 @@ class _Merge:
                 self.report.refused.append(f"{RUNS}/{run_id}")
 
     def _merge_run(self, run_id: str) -> None:
-        hot, cold = run_dir(run_id), archived_run_dir(run_id)
-        places = (
-            (self.ours.ledger, hot),
-            (self.ours.archive, cold),
-            (self.theirs.ledger, hot),
-            (self.theirs.archive, cold),
-        )
-        archived = any(editor.has_dir(path) for editor, path in places[1::2])
-        copies = [_Copy(self._files_of(editor, path)) for editor, path in places if editor.has_dir(path)]
-        self.report.runs.add(run_id)
-        self.ours.ledger.remove(hot)
-        self.ours.archive.remove(cold)
+        copies = self._gather(run_id)
         sound = [copy for copy in copies if copy.record]
-        first = min(sound or copies, key=_Copy.order)
-        groups: dict[str, list[_Copy]] = {}
+        first = min(sound or copies, key=RunCopy.order)
+        groups: dict[str, list[RunCopy]] = {}
         for copy in copies:  # a damaged copy counts as one of the first run: its events may be sound
             groups.setdefault((copy if copy.record else first).message, []).append(copy)
-        ordered = sorted(groups.items(), key=lambda item: min(copy.order() for copy in item[1]))
-        for position, (message, group) in enumerate(ordered):
-            survivor = run_id if position == 0 else _other_id(run_id, message)
-            self._store_run(survivor, run_id, group, archived=archived)
+        kept, *others = sorted(groups.items(), key=lambda item: min(copy.order() for copy in item[1]))
+        self._store_run(run_id, kept[1])
+        for message, group in others:
+            other = other_id(run_id, message)
+            self.report.renamed[other] = run_id
+            self._move_chat(run_id, other, group)
+            self._store_run(other, [copy.renamed(other) for copy in group] + self._gather(other))
+
+    def _move_chat(self, run_id: str, other: str, copies: list[RunCopy]) -> None:
+        """What a side said under the id goes where that side's run goes."""
+        if any(not copy.ours for copy in copies):
+            self.their_chat[run_id] = other
+        if any(copy.ours for copy in copies):
+            for path, raw in list(self.ours.ledger.files(run_chat_dir(run_id))):
+                self._take_file(self.ours.ledger, f"{run_chat_dir(other)}/{_name(path)}", path, raw)
+            self.ours.ledger.remove(run_chat_dir(run_id))
+
+    def _gather(self, run_id: str) -> list[RunCopy]:
+        """All copies of a run, hot and archived, of both sides; ours are taken out."""
+        copies = []
+        for folder, archived in ((run_dir(run_id), False), (archived_run_dir(run_id), True)):
+            for state in (self.ours, self.theirs):
+                editor = state.archive if archived else state.ledger
+                if editor.has_dir(folder):
+                    files = self._files_of(editor, folder)
+                    copies.append(RunCopy(run_id, files, archived=archived, ours=state is self.ours))
+        self.ours.ledger.remove(run_dir(run_id))
+        self.ours.archive.remove(archived_run_dir(run_id))
+        return copies
 
     def _files_of(self, editor: TreeEditor, folder: str) -> dict[str, bytes]:
         """The regular files of one run, by name."""
@@ -143,26 +159,23 @@ class _Merge:
                 self.report.refused.append(path)
         return files
 
-    def _store_run(self, run_id: str, old_id: str, copies: list[_Copy], *, archived: bool) -> None:
+    def _store_run(self, run_id: str, copies: list[RunCopy]) -> None:
         """Store one run that all ``copies`` are copies of, with the union of their events."""
-        best = min(copies, key=lambda copy: copy.rank(old_id))
+        archived = any(copy.archived for copy in copies)
         editor = self.ours.archive if archived else self.ours.ledger
         folder = archived_run_dir(run_id) if archived else run_dir(run_id)
+        best = min(copies, key=RunCopy.rank)
         files = merge_parts("events", [copy.files for copy in copies])
         for name in {name for copy in copies for name in copy.others()}:
             versions = [copy.files[name] for copy in copies if name in copy.files]
             files[name] = min(versions, key=lambda data: hash_object(BLOB, data))
-        if run_id == old_id:
-            files[RUN_FILE] = best.files.get(RUN_FILE, b"")
-        else:
-            self.report.renamed[run_id] = old_id
-            self.report.runs.add(run_id)
-            files[RUN_FILE] = dump_pretty({**best.record, "run_id": run_id})
+        files[RUN_FILE] = best.files.get(RUN_FILE, b"")
         for name, data in files.items():
             editor.put(f"{folder}/{name}", data)
-        kept = best.tag_id(run_id)
-        for old in {copy.tag_id(old_id) for copy in copies} - {kept, None}:
-            assert old is not None
+        self.report.runs.add(run_id)
+        tags = {tag for copy in copies for tag in copy.tags}
+        self.tags.setdefault(run_id, set()).update(tags)
+        for old in tags - {best.tag_id()}:
             self.report.replaced_tags[old] = run_id
             self.moved_notes.append((old, run_id))
 
@@ -171,26 +184,35 @@ class _Merge:
     def files(self) -> None:
         for mine, their in ((self.ours.ledger, self.theirs.ledger), (self.ours.archive, self.theirs.archive)):
             for path, raw in _differing(mine, their, ""):
-                if path.startswith((f"{RUNS}/", f"{ARCHIVED_RUNS}/", f"{DELETED}/")):
-                    continue
-                self._take_file(mine, path, their, raw)
+                if not path.startswith((f"{RUNS}/", f"{ARCHIVED_RUNS}/", f"{DELETED}/")):
+                    self._take_file(mine, self._chat_path(path), path, raw, their)
 
-    def _take_file(self, mine: TreeEditor, path: str, their: TreeEditor, raw: bytes) -> None:
-        """Merge one file of theirs into ours: JSONL as a set of lines, JSON by its revision."""
+    def _chat_path(self, path: str) -> str:
+        """Where a file of theirs belongs: chat follows a run that got another id."""
+        folder, _, name = path.rpartition("/")
+        root, _, run_id = folder.rpartition("/")
+        moved = self.their_chat.get(run_id) if root == RUN_CHAT else None
+        return f"{run_chat_dir(moved)}/{name}" if moved else path
+
+    def _take_file(
+        self, mine: TreeEditor, path: str, source: str, raw: bytes, their: TreeEditor | None = None
+    ) -> None:
+        """Merge one file into ours: JSONL as a set of lines, JSON by its revision."""
         if raw_mode(raw) not in _REGULAR or not all(_plain_name(part) for part in path.split("/")):
-            self.report.refused.append(path)
+            self.report.refused.append(source)
             return
+        their = their or mine
         present = mine.blob(path)
         if present is None and not mine.has_dir(path):
-            _take(mine, path, their)
+            _put(mine, path, their.read(source) or b"")
         elif present is None or present == raw_oid(raw):
             return
         elif is_part("messages", _name(path)):
-            _put(mine, path, merge_messages([mine.read(path), their.read(path)]))
+            _put(mine, path, merge_messages([mine.read(path), their.read(source)]))
         elif is_part("events", _name(path)):
-            _put(mine, path, b"".join(merge_events([mine.read(path), their.read(path)])))
-        elif _precedence(their, path) < _precedence(mine, path):
-            _take(mine, path, their)
+            _put(mine, path, b"".join(merge_events([mine.read(path), their.read(source)])))
+        elif _precedence(their, source) < _precedence(mine, path):
+            _put(mine, path, their.read(source) or b"")
 
     # ------------------------------------------------------------ notes
 
@@ -239,13 +261,16 @@ class _Merge:
             self._drop_messages(gone)
 
     def _delete_run(self, run_id: str) -> None:
-        record = read_record(self.ours.archive, deleted_path("run", run_id)) or {}
-        tags = record.get("tags")
-        for tag in tags if isinstance(tags, list) else ():
-            if isinstance(tag, str):
-                remove_note(self.ours.notes, tag)
-        self.ours.ledger.remove(run_dir(run_id))
-        self.ours.archive.remove(archived_run_dir(run_id))
+        """Take out the run, and complete its record by the tags of all copies met: their notes go, too."""
+        met = self.tags.get(run_id, set()).union(*(copy.tags for copy in self._gather(run_id)))
+        path = deleted_path("run", run_id)
+        record = read_record(self.ours.archive, path) or {"id": run_id}
+        known = record.get("tags")
+        tags = met | {tag for tag in (known if isinstance(known, list) else ()) if isinstance(tag, str)}
+        if met:
+            _put(self.ours.archive, path, dump_pretty({**record, "tags": sorted(tags)}))
+        for tag in tags:
+            remove_note(self.ours.notes, tag)
         self.ours.ledger.remove(run_chat_dir(run_id))
         self.report.runs.add(run_id)
 
@@ -265,42 +290,6 @@ class _Merge:
     def _is_deleted(self, line: bytes) -> bool:
         id = parse_line(line).get("id")
         return is_valid_id(id) and self.deleted("message", str(id))
-
-
-class _Copy:
-    """One copy of a run: its files by name, and what its run.json says."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-        self.record: JsonObject = parse_line(files.get(RUN_FILE, b""))
-        try:
-            self.message = tag_message(self.record)
-        except ValueError:
-            self.message = ""
-        self.started_at = str(self.record.get("started_at", "~"))
-
-    def others(self) -> dict[str, bytes]:
-        return {n: d for n, d in self.files.items() if n != RUN_FILE and not is_part("events", n)}
-
-    def tag_id(self, run_id: str) -> str | None:
-        """The id of the tag object that this copy's anchor gives under ``run_id``."""
-        anchor = Anchor.parse(self.record.get("anchor"))
-        if anchor is None:
-            return None
-        record = {**self.record, "run_id": run_id}
-        try:
-            return hash_object(TAG, run_tag(run_id, record, anchor))
-        except ValueError:
-            return None
-
-    def order(self) -> tuple[str, str]:
-        """Of two runs with one id the smaller keeps it."""
-        return self.started_at, self.message
-
-    def rank(self, run_id: str) -> tuple[bool, str, str]:
-        """Sound before damaged, with an anchor before without, the smaller tag id, the smaller blob id."""
-        blob = hash_object(BLOB, self.files.get(RUN_FILE, b""))
-        return not self.record, self.tag_id(run_id) or "~", blob
 
 
 # ---------------------------------------------------------------- comparing trees
@@ -339,14 +328,8 @@ def _same(ours: Tree, name: bytes, raw: bytes) -> bool:
     return child.oid == raw_oid(raw) if child is not None else ours.raw(name) == raw
 
 
-def _take(mine: TreeEditor, path: str, their: TreeEditor) -> None:
-    """Copy a file; its blob is added again, as theirs may be reachable from nowhere soon."""
-    data = their.read(path)
-    if data is not None:
-        mine.put(path, data)
-
-
 def _put(editor: TreeEditor, path: str, data: bytes) -> None:
+    """Store a file unless it is there; its blob is added, as theirs may be reachable from nowhere soon."""
     if data != editor.read(path):
         editor.put(path, data)
 
@@ -373,10 +356,6 @@ def _merge_deletion(mine: JsonObject, their: JsonObject) -> JsonObject:
 def _deleted_key(path: str) -> tuple[str, str]:
     parts = path.split("/")
     return (parts[1], parts[3]) if len(parts) == 4 else ("", "")
-
-
-def _other_id(run_id: str, message: str) -> str:
-    return f"{run_id[:119]}-{hashlib.sha1(message.encode(), usedforsecurity=False).hexdigest()[:8]}"
 
 
 def _name(path: str) -> str:

@@ -125,7 +125,7 @@ class RecordRun:
         tx.ledger.put(f"{folder}/{RUN_FILE}", dump_pretty(record))
         for number, part in enumerate(self.parts, 1):
             tx.ledger.put(f"{folder}/{part_name('events', number)}", part)
-        tx.subjects.append(f"ledger: {record['type']} {self.run_id}")
+        tx.subjects.append(f"ledger: {record['type'][:40]} {self.run_id}")
         return True
 
     def _anchor(self, tx: Transaction) -> Anchor | None:

@@ -60,6 +60,8 @@ class RunFilter:
 def _time(value: str | datetime | None) -> str | None:
     if value is None:
         return None
+    if not isinstance(value, str | datetime):
+        raise TypeError(f"a time must be text or a datetime, not {type(value).__name__}")
     return format_time(value if isinstance(value, datetime) else parse_time(value))
 
 

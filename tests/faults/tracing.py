@@ -143,7 +143,8 @@ def read_to_end(process: subprocess.Popen[bytes], began: float, timeout_s: float
     talk, outcome = Conversation(process), Outcome()
     try:
         while (line := talk.line(began + timeout_s)) is not None:
-            outcome.lines.append(line)
+            if not line.startswith("PID "):
+                outcome.lines.append(line)
     except TimeoutError:
         process.kill()
     else:

@@ -3,7 +3,7 @@
 ``worker.py run JOB`` does one job (JSON) in this process; ``worker.py serve`` reads jobs from stdin and does
 each in a forked child, so that a kill point does not pay for the start of Python. It answers in lines:
 
-    PID <pid>              (serve) the child that does the job
+    PID <pid>              the process that does the job
     THREAD <tid> <name>    a thread began
     READY <tid>            waiting for a line before going on (a tracer attaches meanwhile)
     ACK <run id>           record_run returned; DEL <run id> and ENSURED for the other writes
@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import multiprocessing
 import os
 import resource
 import sys
@@ -34,13 +35,17 @@ EVENTS_PER_RUN = 3
 MAIN = "main"
 
 
+_input = os.dup(0)
+"""Where orders come from; a child of ``multiprocessing`` loses descriptor 0."""
+
+
 def say(text: str) -> None:
     os.write(1, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def wait_for_line() -> bytes:
     line = b""
-    while (byte := os.read(0, 1)) not in (b"", b"\n"):
+    while (byte := os.read(_input, 1)) not in (b"", b"\n"):
         line += byte
     return line if byte else b""
 
@@ -120,7 +125,7 @@ def batch(store: Store, arg: tuple[str, str, int]) -> None:
     callers = [threading.Thread(target=attempt, args=(record, store, f"{prefix}{n}")) for n in range(count)]
     for caller in callers:
         caller.start()
-    time.sleep(0.3)
+    time.sleep(0.15)
     os.close(gate)
     for caller in callers:
         caller.join()
@@ -192,6 +197,7 @@ def pretend_reboot(boot_id: str) -> None:
 
 
 def do(job: dict[str, Any]) -> None:
+    say(f"PID {os.getpid()}")
     if "boot_id" in job:
         pretend_reboot(job["boot_id"])
     if "trace" in job:
@@ -214,14 +220,13 @@ def do(job: dict[str, Any]) -> None:
 
 
 def serve() -> None:
+    # Its children end as programs do, but do not take the interpreter apart, which costs more than the job.
+    fork = multiprocessing.get_context("fork")
     while line := wait_for_line():
-        child = os.fork()
-        if child == 0:
-            say(f"PID {os.getpid()}")
-            do(json.loads(line))
-            return  # and end as any program does
-        _, status = os.waitpid(child, 0)
-        say(f"EXIT {os.waitstatus_to_exitcode(status)}")
+        child = fork.Process(target=do, args=(json.loads(line),))
+        child.start()
+        child.join()
+        say(f"EXIT {child.exitcode}")
 
 
 if __name__ == "__main__":

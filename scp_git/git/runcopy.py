@@ -1,0 +1,62 @@
+"""One side's copy of a run, as a merge looks at it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from scp_git.codec import JsonObject, dump_pretty, tag_message
+from scp_git.git.anchors import run_tag
+from scp_git.git.lines import parse_line
+from scp_git.git.objects import BLOB, TAG, Anchor, hash_object
+from scp_git.layout import RUN_FILE, is_run_file
+
+
+class RunCopy:
+    """Its files by name, what its run.json says, and the tags that it had."""
+
+    def __init__(self, run_id: str, files: dict[str, bytes], *, archived: bool, ours: bool) -> None:
+        self.run_id = run_id
+        self.files = files
+        self.archived = archived
+        self.ours = ours
+        self.record: JsonObject = parse_line(files.get(RUN_FILE, b""))
+        try:
+            self.message = tag_message(self.record)
+        except ValueError:
+            self.message = ""
+        self.started_at = str(self.record.get("started_at", "~"))
+        own = self.tag_id()
+        self.tags: set[str] = {own} if own else set()
+
+    def renamed(self, run_id: str) -> RunCopy:
+        """The same run under another id; its present tag is one that it had."""
+        files = {**self.files, RUN_FILE: dump_pretty({**self.record, "run_id": run_id})}
+        copy = RunCopy(run_id, files, archived=self.archived, ours=self.ours)
+        copy.tags |= self.tags
+        return copy
+
+    def others(self) -> list[str]:
+        """The names of its files but run.json and events."""
+        return [name for name in self.files if not is_run_file(name)]
+
+    def tag_id(self) -> str | None:
+        """The id of the tag object that its anchor gives."""
+        anchor = Anchor.parse(self.record.get("anchor"))
+        try:
+            return hash_object(TAG, run_tag(self.run_id, self.record, anchor)) if anchor else None
+        except ValueError:
+            return None
+
+    def order(self) -> tuple[str, str]:
+        """Of two runs with one id the smaller keeps it."""
+        return self.started_at, self.message
+
+    def rank(self) -> tuple[bool, str, str]:
+        """Sound before damaged, with an anchor before without, the smaller tag id, the smaller blob id."""
+        blob = hash_object(BLOB, self.files.get(RUN_FILE, b""))
+        return not self.record, self.tag_id() or "~", blob
+
+
+def other_id(run_id: str, message: str) -> str:
+    """The id of a run that lost its own to another run: a function of its content."""
+    return f"{run_id[:119]}-{hashlib.sha1(message.encode(), usedforsecurity=False).hexdigest()[:8]}"

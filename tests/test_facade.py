@@ -1,0 +1,144 @@
+"""The three faces of the library, ``Store``, ``AsyncStore`` and the module, say the same, as the contract says it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scp_git
+from scp_git import AsyncStore, Run, Settings, Store, TrackedRun, open_store
+
+# Names, order and defaults are the contract (DESIGN.md 2.1).
+MODULE = {
+    "ensure_ledger": "(project_root)",
+    "record_run": "(project_root, run, events=None)",
+    "track_run": "(project_root, type, *, subtype='', user='', environment='', summary='', metadata=None)",
+    "list_runs": "(project_root, *, n=20, before=None, type=None, status=None, user=None, environment=None,"
+    " since=None, until=None)",
+    "get_run": "(project_root, run_id)",
+    "get_run_events": "(project_root, run_id)",
+    "delete_run": "(project_root, run_id)",
+    "prune_runs": "(project_root, *, older_than_days)",
+    "push_ledger": "(project_root, *, remote='origin')",
+    "pull_ledger": "(project_root, *, remote='origin')",
+    "flush": "(project_root=None)",
+}
+VERBS = [name for name in MODULE if name not in ("push_ledger", "pull_ledger")]
+RETURNS = {
+    "ensure_ledger": "Path | None",
+    "record_run": "str",
+    "list_runs": "list[Run]",
+    "get_run": "Run | None",
+    "get_run_events": "list[dict[str, Any]]",
+    "delete_run": "bool",
+    "prune_runs": "int",
+    "push_ledger": "bool",
+    "pull_ledger": "bool",
+    "flush": "None",
+}
+
+
+def parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """The parameters without annotations, and without ``self``."""
+    found = inspect.signature(function).parameters.values()
+    return [each.replace(annotation=inspect.Parameter.empty) for each in found if each.name != "self"]
+
+
+def spelled(function: Callable[..., object]) -> str:
+    return str(inspect.Signature(parameters(function)))
+
+
+def without_root(signature: str) -> str:
+    return re.sub(r"^\(project_root(=None)?(, )?", "(", signature)
+
+
+@pytest.mark.parametrize("name", MODULE)
+def test_a_module_level_function_is_the_contracts(name: str) -> None:
+    function = getattr(scp_git, name)
+    assert spelled(function) == MODULE[name]
+    assert name in scp_git.__all__
+    if name == "track_run":
+        assert isinstance(function(".", "x"), AbstractAsyncContextManager)
+    else:
+        assert inspect.iscoroutinefunction(function)
+        assert inspect.signature(function).return_annotation == RETURNS[name]
+
+
+@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("kind", [Store, AsyncStore])
+def test_a_method_is_the_function_without_its_root(kind: type, name: str) -> None:
+    method = getattr(kind, name)
+    assert spelled(method) == without_root(MODULE[name])
+    assert inspect.iscoroutinefunction(method) == (kind is AsyncStore and name != "track_run")
+    if name != "track_run":
+        assert inspect.signature(method).return_annotation == RETURNS[name]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_annotations_agree_in_all_faces(name: str) -> None:
+    def annotations(function: Callable[..., object]) -> dict[str, Any]:
+        found = inspect.signature(function).parameters
+        return {key: each.annotation for key, each in found.items() if key not in ("self", "project_root")}
+
+    assert annotations(getattr(Store, name)) == annotations(getattr(AsyncStore, name))
+    assert annotations(getattr(Store, name)) == annotations(getattr(scp_git, name))
+
+
+def test_async_store_has_every_verb_of_store_and_no_other() -> None:
+    def verbs(kind: type) -> set[str]:
+        public = {name for name in vars(kind) if not name.startswith("_") and callable(getattr(kind, name))}
+        return {name for name in public if name in scp_git.__all__}
+
+    assert verbs(Store) == verbs(AsyncStore) == set(VERBS)
+
+
+def test_stores_are_opened_alike() -> None:
+    assert spelled(Store.open) == spelled(open_store) == "(root, settings=None)"
+    assert isinstance(open_store("."), AbstractAsyncContextManager)
+
+
+def test_a_store_is_a_context_manager_that_needs_no_closing(repo: Path) -> None:
+    with Store.open(repo) as store:
+        assert isinstance(store.track_run("x"), AbstractContextManager)
+        assert isinstance(AsyncStore(store).track_run("x"), AbstractAsyncContextManager)
+    assert store.record_run(Run(run_id="r", type="x")) == "r"
+    store.close()
+    assert store.delete_run("r")
+    assert store.root == AsyncStore(store).root == repo
+
+
+def test_settings_are_the_contracts() -> None:
+    settings = Settings()
+    contract = {
+        "durability": "full",
+        "hot_max": 512,
+        "hot_min": 256,
+        "lock_timeout_s": 30,
+        "network_timeout_s": 30,
+    }
+    assert {name: getattr(settings, name) for name in contract} == contract
+    with pytest.raises(ValueError, match="frozen"):
+        settings.hot_max = 1
+    for wrong in ({"durability": "none"}, {"lock_timeout_s": 0}, {"hot_max": -1}, {"unheard_of": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_tracked_run_has_what_the_contract_names() -> None:
+    run = TrackedRun("x")
+    assert {"run_id", "status", "summary", "metadata", "modules_affected"} <= vars(run).keys()
+    assert str(inspect.signature(run.event)).startswith("(type: 'str', **fields:")
+
+
+def test_everything_public_is_there_and_named_once() -> None:
+    assert len(set(scp_git.__all__)) == len(scp_git.__all__)
+    assert {name for name in scp_git.__all__ if getattr(scp_git, name, None) is None} == set()
+    assert set(scp_git.__all__) <= set(dir(scp_git))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = scp_git.nothing
