@@ -37,7 +37,10 @@ def main(arguments: list[str]) -> int:
                 print(lines[-1], flush=True)
     if chosen.out:
         chosen.out.write_text("".join(line + "\n" for line in lines))
-    print("\n" + report.render(report.read("\n".join(lines))))
+    results = report.read("\n".join(lines))
+    if chosen.page:
+        report.write_into(chosen.page, results)
+    print("\n" + report.render(results))
     return 0
 
 
@@ -46,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(BENCHMARKS)}; all if none is named")
     parser.add_argument("--quick", action="store_true", help="few samples, less than a minute")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON lines there as well")
+    parser.add_argument("--page", type=Path, help="bring the tables of this page up to date")
     # Not the system's temporary folder, which may lie in memory, where fsync costs nothing.
     parser.add_argument("--folder", type=Path, default=Path("build"), help="scratch space (default: build)")
     parser.add_argument("--present", type=int, nargs="+", metavar="N", help="numbers of runs present")

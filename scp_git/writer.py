@@ -56,7 +56,18 @@ class State(Enum):
 class Ticket:
     """One write on its way: ``prepare`` makes the operation, ``after`` runs once it is stored."""
 
-    __slots__ = ("after", "error", "lost", "operation", "prepare", "result", "size", "state", "waiter")
+    __slots__ = (
+        "after",
+        "charged",
+        "error",
+        "lost",
+        "operation",
+        "prepare",
+        "result",
+        "size",
+        "state",
+        "waiter",
+    )
 
     def __init__(
         self,
@@ -67,8 +78,10 @@ class Ticket:
         after: Callable[[Any], None] | None = None,
         lost: Callable[[BaseException], None] | None = None,
     ) -> None:
-        self.prepare = prepare
+        self.prepare: Callable[[], Operation[Any]] | None = prepare
         self.size = size
+        self.charged = 0
+        """What it counts for in the bound of the queue."""
         self.waiter = waiter
         self.after = after
         self.lost = lost
@@ -132,7 +145,8 @@ class Writer:
             if self._queued_bytes + ticket.size > self.settings.queue_bytes and self._queue:
                 raise RepositoryBusy("the writer's queue", 0.0)
             self._queue.append(ticket)
-            self._queued_bytes += ticket.size
+            ticket.charged = ticket.size
+            self._queued_bytes += ticket.charged
             self._open += 1
             if self._thread is None:
                 self._start()
@@ -151,8 +165,10 @@ class Writer:
         with self._lock:
             if ticket.state is not State.QUEUED:
                 return False
-            ticket.state = State.WITHDRAWN  # it leaves the queue when its turn comes
-            self._queued_bytes -= ticket.size
+            # It leaves the queue when its turn comes, and holds nothing until then.
+            ticket.state = State.WITHDRAWN
+            ticket.prepare = ticket.operation = ticket.after = ticket.waiter = None
+            self._queued_bytes -= ticket.charged
             self._close(1)
             return True
 
@@ -212,9 +228,10 @@ class Writer:
     def _prepare(self, tickets: Iterable[Ticket]) -> None:
         """Resolve and encode; an error is the ticket's own."""
         for ticket in tickets:
-            if ticket.operation is None and ticket.error is None:
+            prepare = ticket.prepare
+            if prepare is not None and ticket.operation is None and ticket.error is None:
                 try:
-                    ticket.operation = ticket.prepare()
+                    ticket.operation = prepare()
                     ticket.size = max(ticket.operation.size, ticket.size)
                 except Exception as exc:
                     ticket.error = exc
@@ -233,9 +250,9 @@ class Writer:
                     break
                 self._queue.popleft()
                 ticket.state = State.TAKEN
+                self._queued_bytes -= ticket.charged
                 batch.append(ticket)
                 size += ticket.size
-            self._queued_bytes = sum(t.size for t in self._queue if t.state is State.QUEUED)
         return batch
 
     def _write(self, batch: list[Ticket]) -> None:
@@ -327,6 +344,7 @@ class Writer:
                 self.flush(max(deadline - time.monotonic(), 0))
             else:
                 self._work_once()
+                self._set_busy(False)
         self.flush(max(deadline - time.monotonic(), 0))
         with self._changed:
             self._changed.wait_for(lambda: not self._busy, max(deadline - time.monotonic(), 0))

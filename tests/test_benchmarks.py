@@ -78,8 +78,9 @@ def test_nothing_names_this_machine(results: tuple[str, list[dict[str, Any]]]) -
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    run(tmp_path, "record_run", *TINY)
-    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    _, lines = run(tmp_path, "record_run", *TINY, "--page", str(tmp_path / "page.md"))
+    assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl", "page.md"}
+    assert report.render(lines) in (tmp_path / "page.md").read_text()
 
 
 def test_a_report_replaces_only_what_is_between_its_markers(

@@ -20,7 +20,11 @@ TOKEN = "hunter2-do-not-share"
 def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the demo with ``folder`` as its place for temporary files."""
     folder.mkdir()
-    chosen = os.environ | {"PYTHONPATH": str(SOURCES), "TMPDIR": str(folder), "COLUMNS": "140", "TERM": "xterm"} | environment
+    chosen = (
+        os.environ
+        | {"PYTHONPATH": str(SOURCES), "TMPDIR": str(folder), "COLUMNS": "140", "TERM": "xterm"}
+        | environment
+    )
     return subprocess.run(
         [sys.executable, str(DEMO)], env=chosen, capture_output=True, text=True, timeout=120
     )

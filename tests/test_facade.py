@@ -1,4 +1,4 @@
-"""The three faces of the library, ``Store``, ``AsyncStore`` and the module, say the same, as the contract says it."""
+"""``Store``, ``AsyncStore`` and the module say the same, and what they say is the contract."""
 
 from __future__ import annotations
 

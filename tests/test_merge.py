@@ -438,4 +438,4 @@ def test_a_law_of_merging(name: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", LAWS)
 def test_a_law_of_merging_with_many_examples(name: str) -> None:
-    examine(name, 5000)
+    examine(name, 2000)
