@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -31,6 +32,7 @@ Result = TypeVar("Result")
 
 _THREADS = 8
 _ENCODE_APART = 64 * 1024
+_WOKEN_PER_TURN = 64
 # Per loop, as a limiter binds to the loop that first uses it. Never the host's
 # default limiter, on which web frameworks run their own work.
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("scp_git_limiter")
@@ -58,15 +60,18 @@ class LoopWaiter:
         return self.loop
 
     def wake(self, tickets: list[Ticket]) -> None:
-        waiters = [ticket.waiter for ticket in tickets if isinstance(ticket.waiter, LoopWaiter)]
-
-        def set_all() -> None:
-            for waiter in waiters:
-                waiter.event.set()
-
+        """One call into the loop wakes them all, a slice in each turn: others get theirs in between."""
+        waiters = deque(ticket.waiter for ticket in tickets if isinstance(ticket.waiter, LoopWaiter))
         call = getattr(self.loop, "call_soon_threadsafe", None) or getattr(self.loop, "run_sync_soon")  # noqa: B009
+
+        def wake_some() -> None:
+            for _ in range(min(_WOKEN_PER_TURN, len(waiters))):
+                waiters.popleft().event.set()
+            if waiters:
+                call(wake_some)
+
         try:
-            call(set_all)
+            call(wake_some)
         except RuntimeError:  # the loop is closed (trio.RunFinishedError is one, too): nobody waits
             return
 

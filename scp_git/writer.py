@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from scp_git.errors import RepositoryBusy, ScpGitError, StorageFailed
 from scp_git.git.committer import Committer
+from scp_git.git.handle import one_moment
 from scp_git.git.maintenance import MERGE_FROM, merge_packs
 from scp_git.git.transaction import Operation
 from scp_git.settings import Settings
@@ -226,15 +227,19 @@ class Writer:
             return [ticket for ticket in self._queue if ticket.state is State.QUEUED]
 
     def _prepare(self, tickets: Iterable[Ticket]) -> None:
-        """Resolve and encode; an error is the ticket's own."""
-        for ticket in tickets:
-            prepare = ticket.prepare
-            if prepare is not None and ticket.operation is None and ticket.error is None:
-                try:
-                    ticket.operation = prepare()
-                    ticket.size = max(ticket.operation.size, ticket.size)
-                except Exception as exc:
-                    ticket.error = exc
+        """Resolve and encode; an error is the ticket's own. All of them were queued before HEAD is read."""
+        with one_moment():
+            for ticket in tickets:
+                self._prepare_one(ticket)
+
+    def _prepare_one(self, ticket: Ticket) -> None:
+        prepare = ticket.prepare
+        if prepare is not None and ticket.operation is None and ticket.error is None:
+            try:
+                ticket.operation = prepare()
+                ticket.size = max(ticket.operation.size, ticket.size)
+            except Exception as exc:
+                ticket.error = exc
 
     def _take(self) -> list[Ticket]:
         """Take what waits, up to the bounds of a batch; from now on nothing of it can be withdrawn."""

@@ -18,6 +18,7 @@ from scp_git.git.handle import Repository
 from scp_git.git.notes import append_note, read_note
 from scp_git.git.transaction import Transaction
 from scp_git.layout import run_tag_ref
+from scp_git.ledger.queries import snapshot
 
 Git = Callable[..., str]
 MakeRepo = Callable[..., Path]
@@ -67,7 +68,7 @@ class Bench:
         return self.git(self.root, "show", f"{LEDGER}:{path}")
 
     def settle(self, number: int = 0, *, others: tuple[str, ...] = ()) -> Store:
-        """The next write, and then one more: nothing is lost, all is clean, and nothing goes back and forth."""
+        """The next write, and two more: nothing is lost, all is clean, nothing goes back and forth."""
         store = opened(self.root, number)
         self.expected.add(record(store, f"next-{number}-{len(self.expected)}"))
         self.check(store, others=others)
@@ -358,6 +359,7 @@ def test_a_symlink_is_not_taken_over(bench: Bench, place: str, tmp_path: Path) -
     assert bench.count() == before + 1
 
 
+@pytest.mark.untidy("hostile trees, which stay in history", skip=["fsck"])
 @pytest.mark.referee
 def test_entries_that_no_checkout_should_follow(bench: Bench) -> None:
     """A tree as only a hostile program writes it; none of it reaches the ledger or the disk."""
@@ -376,14 +378,15 @@ def test_entries_that_no_checkout_should_follow(bench: Bench) -> None:
     bench.check(store)
 
 
+@pytest.mark.untidy("a person's file that is not taken over stays in the view", skip=["view"])
 @pytest.mark.referee
 def test_a_run_with_an_id_that_breaks_the_rule_is_not_taken_over(bench: Bench) -> None:
-    folder = bench.view / "ledger/runs/bad id"
-    folder.mkdir()
-    (folder / "run.json").write_text('{"run_id": "bad id", "type": "t"}\n')
+    path = "ledger/runs/bad..id/run.json"
+    (bench.view / path).parent.mkdir()
+    (bench.view / path).write_text('{"run_id": "bad..id", "type": "t"}\n')
     bench.commit("a bad id")
-    bench.settle()
-    assert not [path for path in bench.paths() if "bad id" in path]
+    bench.settle(others=(path,))
+    assert path not in bench.paths()
 
 
 # ---------------------------------------------------------------- tags
@@ -440,11 +443,7 @@ def test_a_tag_in_the_way_of_ours_does_not_stop_the_ledger(bench: Bench, name: s
     theirs = bench.git(bench.root, "for-each-ref", f"refs/tags/{name}")
     store = opened(bench.root, 1)
     for run_id in ("next", "other"):
-        try:
-            bench.expected.add(record(store, run_id))
-        except OSError as exc:
-            assert "scp" in str(exc)
-    assert "other" in bench.expected or name != "scp/run/next/below"
+        bench.expected.add(record(store, run_id))
     assert {run.run_id for run in store.list_runs(n=100)} == bench.expected
     assert bench.git(bench.root, "for-each-ref", f"refs/tags/{name}") == theirs
     bench.git(bench.root, "tag", "-d", name)
@@ -547,7 +546,8 @@ def test_notes_that_stock_git_took_away_come_back(chat: Chat, bench: Bench, by: 
 @pytest.mark.referee
 def test_two_writers_and_stock_git_on_the_notes(chat: Chat, bench: Bench) -> None:
     other = Chat(bench)
-    script = 'for i in $(seq 12); do git notes --ref=scp-chat append -m "{\\"id\\":\\"g$i\\"}" scp/run/r3 && echo g$i; done'
+    append = 'git notes --ref=scp-chat append -m "{\\"id\\":\\"g$i\\"}" scp/run/r3'
+    script = f"for i in $(seq 12); do {append} && echo g$i; done"
     theirs = subprocess.Popen(
         ["sh", "-c", script], cwd=bench.root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -598,6 +598,7 @@ def test_an_old_backup_of_the_local_files(bench: Bench) -> None:
     assert bench.git(bench.root, "rev-list", "--merges", "--count", LEDGER).strip() == "0"
 
 
+@pytest.mark.untidy("files of a run that nothing knows any more", skip=["view"])
 @pytest.mark.referee
 def test_an_old_backup_of_the_whole_git_folder(bench: Bench) -> None:
     """What was recorded since is gone with the objects; what is there goes on."""
@@ -605,7 +606,8 @@ def test_an_old_backup_of_the_whole_git_folder(bench: Bench) -> None:
     record(opened(bench.root), "since")
     shutil.rmtree(bench.root / ".git")
     shutil.copytree(bench.root.parent / "backup", bench.root / ".git", symlinks=True)
-    bench.settle(1)
+    left = tuple(f"ledger/runs/since/{name}" for name in ("run.json", "events.jsonl"))
+    bench.settle(1, others=left)
 
 
 @pytest.mark.referee
@@ -629,7 +631,7 @@ def test_an_interrupted_write_whose_branch_a_person_moved(bench: Bench) -> None:
     tips["refs"][LEDGER] = old
     committer._tips.write(tips, sync=False)
     bench.settle(1)
-    assert {old, new, theirs} <= bench.ancestors()
+    assert {old, theirs} <= bench.ancestors()
     assert bench.show("mine.txt") == "mine\n"
 
 
@@ -640,7 +642,7 @@ def test_many_mishaps_one_after_the_other(bench: Bench) -> None:
         bench.commit("a person's")
         bench.git(bench.view, "reset", "-q", "--hard", "HEAD~2")
         shutil.rmtree(bench.view)
-        bench.git(bench.root, "tag", "-d", "scp/run/r0")
+        bench.git(bench.root, "update-ref", "-d", "refs/tags/scp/run/r0")
         bench.git(bench.root, "gc", "-q", "--prune=now")
         bench.settle(turn)
     opened(bench.root).ensure_ledger()
@@ -659,8 +661,6 @@ def test_a_note_of_a_run_is_read_through_the_transaction(repo: Path) -> None:
     finally:
         committer.release_gate()
     with repository.odb() as odb:
-        from scp_git.ledger.queries import snapshot
-
         notes = snapshot(repository, odb).notes
         tag = repository.refs.read(run_tag_ref("r0"))
         assert tag is not None

@@ -134,6 +134,8 @@ class Side:
     own: dict[str, str] = field(default_factory=dict)
     deleted: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     """Kind and id to when and by whom."""
+    knowing: bool = True
+    """Whether the record of a deleted run names all tags that there ever were."""
 
     def is_deleted(self, kind: str, id: str) -> bool:
         return (kind, id) in self.deleted
@@ -165,11 +167,8 @@ class Side:
         for path, text in self.own.items():
             state.ledger.put(path, text.encode())
         for (kind, id), (ts, user) in self.deleted.items():
-            tags = [
-                run.tag()
-                for run in self.runs
-                if kind == "run" and run.run_id == id and run.anchor is not None
-            ]
+            copies = [RunCopy(id, anchor=n) for n in range(2)] if self.knowing else self.runs
+            tags = sorted({run.tag() or "" for run in copies if run.run_id == id} - {""})
             record = {"id": id, "ts": ts, "user": user, **({"tags": tags} if kind == "run" else {})}
             state.archive.put("FORMAT", b"1\n")
             state.archive.put(deleted_path(kind, id), dump_pretty(record))
@@ -209,12 +208,12 @@ SOME = st.dictionaries(st.sampled_from(MESSAGES), VERSIONS, max_size=2)
 EVENT_SETS = st.frozensets(st.integers(0, 3), max_size=3)
 
 
-def runs(contents: int, extras: list[str]) -> st.SearchStrategy[list[RunCopy]]:
+def runs(contents: int, anchors: int, extras: list[str]) -> st.SearchStrategy[list[RunCopy]]:
     copies = st.builds(
         RunCopy,
         st.sampled_from(RUN_IDS),
         content=st.integers(0, contents - 1),
-        anchor=st.none() | st.integers(0, 1),
+        anchor=st.none() | st.integers(0, anchors - 1),
         events=EVENT_SETS,
         archived=st.booleans(),
         extra=st.sampled_from(extras),
@@ -230,13 +229,16 @@ def deletions(kinds: dict[str, tuple[str, ...]]) -> st.SearchStrategy[dict[tuple
 
 def sides(
     contents: int = 1,
+    anchors: int = 2,
+    knowing: bool = True,
     extras: list[str] | None = None,
     deletable: tuple[str, ...] = ("run", "thread", "trace", "message"),
 ) -> st.SearchStrategy[Side]:
     kinds = {"run": RUN_IDS, "thread": THREADS, "trace": TRACES, "message": MESSAGES[:2]}
     return st.builds(
         Side,
-        runs=runs(contents, extras or [""]),
+        runs=runs(contents, anchors, extras or [""]),
+        knowing=st.just(knowing),
         notes=st.dictionaries(st.sampled_from(RUN_IDS), SOME, max_size=2),
         run_chat=st.dictionaries(st.sampled_from(RUN_IDS), SOME, max_size=1),
         threads=st.dictionaries(
@@ -396,9 +398,11 @@ def deletions_win(one: Side, two: Side, three: Side) -> None:
     check_deletions_win(State(merge(merge(one.ids(), two.ids()), three.ids())), [one, two, three])
 
 
-# A deletion names an id, and not which of two runs that happen to bear it: so those are not mixed.
 PLAIN = sides()
-TWINS = sides(contents=3, deletable=("thread", "trace", "message"))
+# Two runs that bear one id, with two limits. A deletion names an id, not which of them; and of two anchors
+# that with the smaller tag wins, which depends on the id, so on whether the run was renamed before.
+TWINS = sides(contents=3, anchors=1, deletable=("thread", "trace", "message"))
+IGNORANT = sides(knowing=False)
 EXTRAS = sides(extras=["", "x", "y"], deletable=())
 
 LAWS: dict[str, tuple[Callable[..., None], list[st.SearchStrategy[Side]]]] = {
@@ -415,6 +419,8 @@ LAWS: dict[str, tuple[Callable[..., None], list[st.SearchStrategy[Side]]]] = {
     "nothing lost": (nothing_is_lost, [PLAIN, PLAIN, PLAIN]),
     "nothing lost, twins": (nothing_is_lost, [TWINS, TWINS, TWINS]),
     "deletions win": (deletions_win, [PLAIN, PLAIN, PLAIN]),
+    "deletions win, ignorant": (deletions_win, [IGNORANT, IGNORANT, IGNORANT]),
+    "commutative, ignorant": (it_does_not_matter_who_merges, [IGNORANT, IGNORANT]),
 }
 
 

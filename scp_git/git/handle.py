@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import pygit2
 from pygit2.enums import RepositoryOpenFlag
@@ -21,6 +23,8 @@ from pygit2.enums import RepositoryOpenFlag
 from scp_git.errors import NotARepository, ScpGitError, StorageFailed, UnsupportedRepository
 from scp_git.git.objects import BLOB, COMMIT, TAG, TREE, Kind
 from scp_git.git.refs import Refs
+
+Value = TypeVar("Value")
 
 _POOL_SIZE = 4
 # libgit2 keeps deleted packs mapped, so a handle is not used for ever.
@@ -37,6 +41,28 @@ def translated(doing: str) -> Iterator[None]:
         raise
     except (pygit2.GitError, KeyError, OSError, MemoryError) as exc:
         raise StorageFailed(doing, exc) from exc
+
+
+_moment: ContextVar[dict[tuple[str, Path], Any] | None] = ContextVar("scp_git_moment", default=None)
+
+
+@contextmanager
+def one_moment() -> Iterator[None]:
+    """Within this block HEAD and the identity are read once per working tree."""
+    token = _moment.set({})
+    try:
+        yield
+    finally:
+        _moment.reset(token)
+
+
+def _once(name: str, git_dir: Path, read: Callable[[], Value]) -> Value:
+    memory = _moment.get()
+    if memory is None:
+        return read()
+    if (name, git_dir) not in memory:
+        memory[name, git_dir] = read()
+    return cast(Value, memory[name, git_dir])
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +160,7 @@ class Repository:
 
     def head(self) -> str | None:
         """The commit that HEAD of ``root`` names, or ``None`` before the first commit."""
-        return self.refs.read_head(self.git_dir)
+        return _once("head", self.git_dir, lambda: self.refs.read_head(self.git_dir))
 
     @contextmanager
     def odb(self) -> Iterator[Odb]:
@@ -157,6 +183,9 @@ class Repository:
 
     def identity(self) -> Identity:
         """``user.name`` and ``user.email`` of git config; what is missing comes from the system's user."""
+        return _once("identity", self.git_dir, self._identity)
+
+    def _identity(self) -> Identity:
         name, email = (_clean(self._config_value(key)) for key in ("user.name", "user.email"))
         if not name or not email:
             login, full = _system_user()
