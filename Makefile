@@ -28,8 +28,8 @@ lint: $(installed) ## look for mistakes
 type: $(installed) ## check the types
 	$(python) -m mypy
 
-bench: $(installed) ## measure, beside git and SQLite
-	$(python) -m benchmarks $(ARGS)
+bench: $(installed) ## measure, beside git and SQLite; writes the tables of docs/performance.md
+	$(python) -m benchmarks --page docs/performance.md $(ARGS)
 
 check: lint type test ## lint, type and test
 
