@@ -72,6 +72,11 @@ def dump_pretty(value: object) -> bytes:
     return (_pretty(value) + "\n").encode()
 
 
+def same_json(one: object, other: object) -> bool:
+    """Whether two values are the same JSON; unlike ``==`` this tells 0 from False and from 0.0."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
 def dump_lines(values: Iterable[object]) -> bytes:
     """A JSONL file: one compact line each, ``\\n`` after every line."""
     return "".join(dump_compact(value) + "\n" for value in values).encode()

@@ -51,6 +51,14 @@ def archived_run_dir(run_id: str) -> str:
     return f"{ARCHIVED_RUNS}/{day}/{_shard(run_id)}/{run_id}"
 
 
+def archived_run_id(path: str) -> str | None:
+    """The run that a file on the archive branch belongs to."""
+    parts = path.split("/")
+    place = 3 if parts[1:2] == ["other"] else 5
+    run_id = parts[place] if len(parts) > place + 1 else ""
+    return run_id if path.startswith(f"{archived_run_dir(run_id)}/") else None
+
+
 def deleted_path(kind: str, id: str) -> str:
     """Where the deletion of a run, trace, thread or message is recorded, on the archive branch."""
     return f"{DELETED}/{kind}/{_shard(id)}/{id}"

@@ -280,7 +280,7 @@ OTHER: list[dict[str, Any]] = [
     {"modules_affected": ["a"]}, {"started_at": "2020-01-01T00:00:00Z"}, {"colour": "red"}, {"events": None},
     {"events": [{"type": "a"}, {"type": "b"}]}, {"events": [{"type": "b"}]},
     {"events": [{"type": "a", "ts": "2020-01-01T00:00:00Z"}]}, {"events": [{"type": "a", "seq": 2}]},
-    {"events": [{"type": "a", "more": None}]},
+    {"events": [{"type": "a", "more": None}]}, {"metadata": {"a": False}}, {"metadata": {"a": 0.0}},
 ]  # fmt: skip
 
 

@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from scp_git.codec import dump_lines, dump_pretty, tag_message
-from scp_git.git.anchors import run_tag
+from scp_git.git.anchors import find_run, run_tag
 from scp_git.git.lines import merge_events, merge_messages
 from scp_git.git.merge import MergeReport, merge_states
-from scp_git.git.notes import list_notes, note_target, write_note
+from scp_git.git.notes import list_notes, note_target, read_note, write_note
 from scp_git.git.objects import TAG, Anchor, Kind, ObjectStore, hash_object
 from scp_git.git.tree import TreeEditor, raw_mode
+from scp_git.ids import is_valid_id
 from scp_git.layout import archived_run_dir, deleted_path, is_part, run_chat_dir, run_dir
 
 Json = dict[str, Any]
@@ -445,3 +446,307 @@ def test_a_law_of_merging(name: str) -> None:
 @pytest.mark.parametrize("name", LAWS)
 def test_a_law_of_merging_with_many_examples(name: str) -> None:
     examine(name, 2000)
+
+
+# ---------------------------------------------------------------- which of two versions wins
+
+
+def with_file(path: str, data: bytes, where: str = "ledger") -> Ids:
+    state = State()
+    getattr(state, where).put(path, data)
+    return state.ids()
+
+
+def merged_file(path: str, one: bytes, two: bytes, where: str = "ledger") -> bytes:
+    """The file after merging, whoever merges."""
+    a, b = with_file(path, one, where), with_file(path, two, where)
+    results = [getattr(State(merge(*pair)), where).read(path) for pair in ((a, b), (b, a))]
+    assert results[0] == results[1] and results[0] is not None
+    return bytes(results[0])
+
+
+def line(id: str, **fields: Any) -> bytes:
+    return dump_lines([{"id": id, "ts": "t", **fields}])
+
+
+PLAIN_TEXT = line("m", text="a")
+MESSAGE_VERSIONS = {
+    "the higher rev": (line("m", text="new", rev=2), line("m", text="a", rev=1)),
+    "any rev over none": (line("m", text="z", rev=1), line("m", text="a")),
+    "rev before encryption": (
+        line("m", text="z", rev=1),
+        line("m", text="a", flags={"encrypted": True}),
+    ),
+    "the encrypted one": (line("m", text="z", flags={"encrypted": True}), line("m", text="a")),
+    "the smaller bytes": (line("m", text="a"), line("m", text="b")),
+    "a rev that is none counts as 0": (line("m", rev="x", text="b"), line("m", rev=-5, text="a")),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGE_VERSIONS)
+@pytest.mark.parametrize("path", ["chat/threads/general/messages.jsonl", "chat/runs/r/messages.jsonl"])
+def test_of_two_versions_of_a_message(name: str, path: str) -> None:
+    better, worse = MESSAGE_VERSIONS[name]
+    assert merged_file(path, better, worse) == better
+
+
+def test_messages_are_united_sorted_and_none_hides_another() -> None:
+    one = line("m2") + b"\n\n" + line("m1") + b"not json\n"
+    two = line("m3", ts="s") + line("m1") + b'{"no":"id"}\n'
+    united = merged_file("chat/threads/t/messages.jsonl", one, two)
+    assert united.endswith(b"\n") and b"\n\n" not in united
+    assert [json.loads(text)["id"] for text in united.splitlines()[:3]] == ["m3", "m1", "m2"]
+    assert {b"not json", b'{"no":"id"}'} <= set(united.splitlines()) and len(united.splitlines()) == 5
+
+
+def test_of_two_versions_of_a_record_the_higher_rev_wins() -> None:
+    path = "chat/threads/t/thread.json"
+    new, old = dump_pretty({"title": "zz", "rev": 3}), dump_pretty({"title": "aa", "rev": 2})
+    assert merged_file(path, new, old) == new
+    same_rev = [dump_pretty({"title": title, "rev": 3}) for title in ("aa", "bb")]
+    assert merged_file(path, *same_rev) == min(same_rev, key=lambda data: hash_object("blob", data))
+    assert merged_file(path, old, b"damaged") == old
+
+
+@pytest.mark.parametrize("where", ["ledger", "archive"])
+def test_the_higher_format_wins(where: str) -> None:
+    assert merged_file("FORMAT", b"1\n", b"2\n", where) == b"2\n"
+    assert merged_file("FORMAT", b"10\n", b"9\n", where) == b"10\n"
+
+
+def test_two_deletions_of_one_id() -> None:
+    path = deleted_path("run", "r2")
+    one = dump_pretty({"id": "r2", "ts": "t2", "user": "Ada", "tags": ["b" * 40, "c" * 40]})
+    two = dump_pretty({"id": "r2", "ts": "t1", "user": "Bob", "tags": ["a" * 40, "c" * 40]})
+    found = json.loads(merged_file(path, one, two, "archive"))
+    assert found == {"id": "r2", "ts": "t1", "user": "Bob", "tags": ["a" * 40, "b" * 40, "c" * 40]}
+
+
+# ---------------------------------------------------------------- anchors, twins, places
+
+
+def test_of_two_anchors_the_smaller_tag_wins_and_the_other_note_becomes_chat() -> None:
+    copies = [RunCopy("r2", anchor=n) for n in (0, 1)]
+    sides = [Side([copy], notes={"r2": {f"msg_{n + 1}": (0, False, "hi")}}) for n, copy in enumerate(copies)]
+    first, second = sorted(copies, key=lambda copy: str(copy.tag()))
+    ids, report = merged(sides[0].ids(), sides[1].ids())
+    state = State(ids)
+    assert stored_runs(state)["r2"][0]["anchor"] == first.anchored().to_json()  # type: ignore[union-attr]
+    assert set(list_notes(state.notes)) == {first.tag()}
+    assert report.replaced_tags == {second.tag(): "r2"}
+    moved = json.loads(state.ledger.read("chat/runs/r2/messages.jsonl") or b"")
+    assert moved["id"] == f"msg_{copies.index(second) + 1}"
+
+
+def test_an_anchor_wins_over_none() -> None:
+    for events in (frozenset({0}), frozenset[int]()):
+        with_anchor, without = RunCopy("r2", anchor=1), RunCopy("r2", events=events)
+        for pair in ((with_anchor, without), (without, with_anchor)):
+            state = State(merge(*(Side([copy]).ids() for copy in pair)))
+            record, lines = stored_runs(state)["r2"]
+            assert "anchor" in record and len(lines) == len(events)
+
+
+@pytest.mark.parametrize("run_id", ["r2", "r" * 128, "r" * 119, "r" * 120])
+def test_two_runs_of_one_id_both_stay(run_id: str) -> None:
+    early = RunCopy(run_id, content=1, anchor=0, events=frozenset({1}))
+    late = RunCopy(run_id, content=0, anchor=1, events=frozenset({2}))
+    said = {run_id: {"msg_1": (0, False, "hi")}}
+    ids, report = merged(Side([late], notes=said).ids(), Side([early], notes=said).ids())
+    state = State(ids)
+    (other,) = late.ids() - {run_id}
+    assert is_valid_id(other) and len(other) <= 128
+    assert report.renamed == {other: run_id}
+    runs = stored_runs(state)
+    assert set(runs) == {run_id, other}
+    assert content_of(runs[run_id][0]) == content_of(early.record())
+    assert runs[other][0]["run_id"] == other and content_of(runs[other][0]) == content_of(late.record())
+    assert (len(runs[run_id][1]), len(runs[other][1])) == (1, 1)
+    assert report.replaced_tags == {late.tag(): other}
+    assert state.ledger.read(f"chat/runs/{other}/messages.jsonl") == message_lines(said[run_id])
+    assert set(list_notes(state.notes)) == {early.tag()}
+
+
+def test_a_run_archived_on_one_side_is_stored_only_there() -> None:
+    hot, cold = RunCopy("r2", events=frozenset({0})), RunCopy("r2", events=frozenset({1}), archived=True)
+    for pair in ((hot, cold), (cold, hot)):
+        state = State(merge(*(Side([copy]).ids() for copy in pair)))
+        assert not state.ledger.has_dir("ledger/runs")
+        assert len(stored_runs(state)["r2"][1]) == 2
+
+
+def test_equal_subtrees_are_not_read() -> None:
+    store = ObjectStore(Counting())
+    state = State()
+    for editor in (state.ledger, state.archive, state.notes):
+        editor.store = store
+    for n in range(300):
+        state.ledger.put(f"ledger/runs/run-{n}/run.json", b'{"run_id": "run-%d"}\n' % n)
+        state.archive.put(f"runs/2026/01/{n % 30:02}/{n % 7:02}/old-{n}/run.json", b"{}\n")
+        state.notes.put(f"{n % 100:02}/{hashlib.sha1(b'%d' % n).hexdigest()[2:]}", b'{"id":"m"}\n')
+    before = state.ids()
+    state.ledger.put("ledger/runs/run-7/events.jsonl", b'{"seq":1}\n')
+    after = state.ids()
+    base = Counting(dict(store.added))
+    sides = [State(), State()]
+    for side, ids in zip(sides, (before, after), strict=True):
+        editors = (TreeEditor(ObjectStore(base), oid) for oid in ids)
+        side.ledger, side.archive, side.notes = editors
+    merge_states(*sides)
+    assert (sides[0].ledger.write(), sides[0].archive.write(), sides[0].notes.write()) == after
+    assert base.reads < 30
+
+
+class Counting(NoObjects):
+    """A database that counts how often it is asked for an object's bytes."""
+
+    def __init__(self, objects: dict[str, tuple[Kind, bytes]] | None = None) -> None:
+        self.objects = objects or {}
+        self.reads = 0
+
+    def read(self, oid: str, *, limit: int | None = None) -> tuple[Kind, bytes] | None:
+        self.reads += 1
+        return self.objects.get(oid)
+
+
+# ---------------------------------------------------------------- what anybody may have put there
+
+
+ODD_ENTRIES = {
+    "symlink": (b"120000", "link"),
+    "submodule": (b"160000", "module"),
+    "symlink in a run": (b"120000", "ledger/runs/r2/link"),
+    "symlink for a run.json": (b"120000", "ledger/runs/r9/run.json"),
+    "device name": (b"100644", "a:b"),
+    "backslash": (b"100644", "a\\b"),
+    ".gitmodules": (b"100644", ".gitmodules"),
+    "git~1": (b"100644", "docs/GIT~1"),
+    "dot at the end": (b"100644", "docs./x"),
+    "control character": (b"100644", "docs/a\x07"),
+    "bad run id": (b"100644", "ledger/runs/bad..id/run.json"),
+    "dot dot": (b"100644", "../x"),
+    ".git": (b"100644", "docs/.GIT/config"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ENTRIES)
+@pytest.mark.parametrize("where", ["ledger", "archive", "notes"])
+def test_what_is_no_plain_file_is_refused_and_the_rest_taken(name: str, where: str) -> None:
+    mode, path = ODD_ENTRIES[name]
+    their = State()
+    run = RunCopy("r2", events=frozenset({1}))
+    Side([run])._put_run(their, run)
+    editor = getattr(their, where)
+    editor.put("plain.txt" if where != "notes" else f"ab/{'c' * 38}", b'{"id":"m"}\n')
+    put_raw(editor, path, mode)
+    ids, report = merged(State().ids(), their.ids())
+    state = State(ids)
+    entries = [(p, raw) for e in (state.ledger, state.archive, state.notes) for p, raw in e.files()]
+    assert path not in {p for p, _ in entries}
+    assert all(raw_mode(raw) == b"100644" for _, raw in entries)
+    if where != "archive" or not path.startswith("ledger/"):
+        assert [refused for refused in report.refused if refused.startswith(path.rpartition("/")[0])]
+    assert getattr(state, where).read("plain.txt" if where != "notes" else f"ab/{'c' * 38}")
+    assert len(stored_runs(state)["r2"][1]) == 1
+
+
+def put_raw(editor: TreeEditor, path: str, mode: bytes) -> None:
+    """An entry of any mode and name, as ``git mktree`` would write it."""
+    head, _, leaf = path.rpartition("/")
+    editor.put(f"{head}/placeholder" if head else "placeholder", b"x")
+    folder = editor.root
+    for part in head.split("/") if head else ():
+        folder = folder.children[part.encode()]
+    oid = bytes.fromhex(editor.store.add("blob", b"target"))
+    folder.put(leaf.encode(), mode + b" " + leaf.encode() + b"\0" + oid, None)
+    editor.remove(f"{head}/placeholder" if head else "placeholder")
+
+
+def test_an_executable_file_is_taken_as_a_plain_one() -> None:
+    their = State()
+    put_raw(their.ledger, "run.sh", b"100755")
+    state = State(merge(State().ids(), their.ids()))
+    assert [(path, raw_mode(raw)) for path, raw in state.ledger.files()] == [("run.sh", b"100644")]
+
+
+DELETIONS = {
+    "in another shard": ("deleted/run/00/r2", b'{"id":"r2","ts":"t"}\n'),
+    "not JSON": (deleted_path("run", "r2"), b"garbage\n"),
+    "too short": ("deleted/run/r2", b'{"id":"r2"}\n'),
+    "bad id": (deleted_path("run", "bad..id"), b'{"id":"bad..id"}\n'),
+}
+
+
+@pytest.mark.parametrize("name", DELETIONS)
+def test_a_deletion_that_is_none_deletes_nothing(name: str) -> None:
+    path, data = DELETIONS[name]
+    ours = Side([RunCopy("r2")]).ids()
+    ids, report = merged(ours, with_file(path, data, "archive"))
+    assert ids == ours
+    assert report.refused == [path]
+
+
+FAN_OUTS = [lambda t: t, lambda t: f"{t[:2]}/{t[2:]}", lambda t: f"{t[:2]}/{t[2:4]}/{t[4:]}"]
+NOTE_LINES = st.lists(st.sampled_from(["m1", "m2", "m3", ""]), max_size=3)
+MESSY = st.dictionaries(
+    st.sampled_from([hashlib.sha1(b"%d" % n).hexdigest() for n in range(3)]),
+    st.tuples(st.integers(0, 2), NOTE_LINES),
+    max_size=3,
+)
+
+
+def messy_notes(notes: dict[str, tuple[int, list[str]]]) -> Ids:
+    """Notes as stock git leaves them: any fan-out, blank lines, no order."""
+    state = State()
+    for target, (fan_out, ids) in notes.items():
+        data = "\n".join(f'{{"id":"{id}","ts":"t"}}' if id else "" for id in ids)
+        state.notes.put(FAN_OUTS[fan_out](target), data.encode())
+    return state.ids()
+
+
+@settings(max_examples=150, deadline=None)
+@given(MESSY, MESSY)
+def test_notes_of_any_fan_out_are_united(
+    one: dict[str, tuple[int, list[str]]], two: dict[str, tuple[int, list[str]]]
+) -> None:
+    said = {
+        target: {id for side in (one, two) for id in side.get(target, (0, []))[1] if id}
+        for target in one.keys() | two.keys()
+    }
+    for ours, theirs in ((one, two), (two, one)):
+        notes = State(merge(messy_notes(ours), messy_notes(theirs))).notes
+        found = {target: read_note(notes, target) or b"" for target in list_notes(notes)}
+        ids = {t: [json.loads(text)["id"] for text in data.split() if text] for t, data in found.items()}
+        assert {target: set(held) for target, held in ids.items()} == said
+        both = {target for target in one.keys() & two.keys() if one[target] != two[target]}
+        assert all(len(ids[target]) == len(set(ids[target])) for target in both)
+        assert len(list(notes.files())) == len(found), "each note lies at one path"
+
+
+ASTRAY = [
+    "runs/other/00/r2/run.json",
+    "runs/r2/run.json",
+    "runs/a/b",
+    "runs/2026/02/17/aa/bb/run_2026-02-17T204500_apply_ab12/run.json",
+    archived_run_dir(RUN_IDS[0]) + "/sub/deep.txt",
+    "ledger/runs/file-instead-of-a-folder",
+    "ledger/runs/r2/sub/deep.txt",
+    "runs",
+    "ledger/runs",
+    "deleted",
+    "chat/threads",
+    "FORMAT/inside",
+]
+
+
+@pytest.mark.parametrize("path", ASTRAY)
+@pytest.mark.parametrize("where", ["ledger", "archive"])
+def test_files_in_odd_places_do_not_stop_a_merge(path: str, where: str) -> None:
+    """Nothing of ours is there, but anybody can commit there."""
+    sides = [Side([RunCopy(RUN_IDS[0], archived=True), RunCopy("r2", events=frozenset({1}))]).ids()]
+    sides.append(with_file(path, b"odd\n", where))
+    for ours, theirs in (sides, sides[::-1]):
+        ids = merge(ours, theirs)
+        found = {run_id: find_run(State(ids), run_id) for run_id in RUN_IDS}
+        assert None not in found.values()
+        assert merge(ids, ours) == ids and merge(ids, theirs) == ids

@@ -286,18 +286,26 @@ async def test_a_cancelled_block_is_handed_over_without_waiting(
 
 @pytest.mark.parametrize("face", AWAITED[:2], ids="-".join, indirect=True)
 def test_a_natively_cancelled_task_is_handed_over_as_well(repo: Path, track: Track) -> None:
-    async def main() -> None:
-        async def work() -> None:
-            async with track(repo, "x"):
-                await asyncio.sleep(60)
+    async def work(begun: asyncio.Event) -> None:
+        async with track(repo, "x"):
+            begun.set()
+            await asyncio.sleep(60)
 
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(work(), 0.3)
-        task = asyncio.ensure_future(work())
-        await asyncio.sleep(0.3)
-        task.cancel("enough")
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    async def main() -> None:
+        begun, begun_too = asyncio.Event(), asyncio.Event()
+        limited = asyncio.ensure_future(asyncio.wait_for(work(begun), 0.5))
+        task = asyncio.ensure_future(work(begun_too))
+        with gate_held(repo):
+            await begun.wait()
+            await begun_too.wait()
+            started = time.monotonic()
+            task.cancel("enough")
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(TimeoutError):
+                await limited
+            assert time.monotonic() - started < 5, "they waited for the ledger"
+            assert Store.open(repo).list_runs() == []
         await scp_git.flush()
 
     asyncio.run(main())

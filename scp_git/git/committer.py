@@ -309,8 +309,7 @@ class Committer:
                 self.view.apply(tx.ledger.touched(), read, lock)
             else:
                 files = ((path, raw_oid(raw)) for path, raw in tx.ledger.files())
-                gone = self._gone(tx, self.view) if mode == "deep" else ()
-                shown = self._shown(tx, before)
+                gone, shown = self._gone(tx, self.view), self._shown(tx, before)
                 self.view.compare(files, read, lock, deep=mode == "deep", shown=shown, gone=gone)
         except (ScpGitError, OSError) as exc:
             log.warning("the view could not follow, a later write makes it up: %s", exc)

@@ -24,7 +24,7 @@ class Deferred:
 
     def read(self) -> set[str]:
         try:
-            lines = self.path.read_text().split("\n")
+            lines = self.path.read_bytes().decode("ascii", "replace").split("\n")
         except FileNotFoundError:
             return set()
         return {line for line in lines if is_valid_id(line)}

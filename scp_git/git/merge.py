@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from scp_git.codec import JsonObject, dump_pretty
 from scp_git.git.anchors import State, read_record
 from scp_git.git.lines import merge_events, merge_messages, merge_parts, parse_line, revision
-from scp_git.git.notes import list_notes, note_target, read_note, remove_note, write_note
+from scp_git.git.notes import find_notes, note_target, read_note, remove_note, write_note
 from scp_git.git.objects import BLOB, hash_object
 from scp_git.git.runcopy import RunCopy, other_id
 from scp_git.git.tree import Tree, TreeEditor, decode_name, is_dir, raw_mode, raw_oid
@@ -31,6 +31,7 @@ from scp_git.layout import (
     THREADS,
     TRACES,
     archived_run_dir,
+    archived_run_id,
     deleted_path,
     is_part,
     run_chat_dir,
@@ -76,7 +77,7 @@ class _Merge:
         self.report = MergeReport()
         self.new_deletions: list[tuple[str, str]] = []
         self.moved_notes: list[tuple[str, str]] = []  # old tag id, surviving run id
-        self.their_chat: dict[str, str] = {}  # run id of theirs: the id that the run has now
+        self.moved_chat: set[str] = set()  # folders of theirs that followed a run to its new id
         self.tags: dict[str, set[str]] = {}  # run id: the tag ids of all copies that were met
 
     # ------------------------------------------------------------ deletions
@@ -100,11 +101,8 @@ class _Merge:
 
     def runs(self) -> None:
         candidates = {_name(path) for path in _differing_dirs(self.ours.ledger, self.theirs.ledger, RUNS)}
-        candidates |= {
-            path.rsplit("/", 2)[-2]
-            for path, _ in _differing(self.ours.archive, self.theirs.archive, ARCHIVED_RUNS)
-            if path.count("/") >= 2
-        }
+        archived = _differing(self.ours.archive, self.theirs.archive, ARCHIVED_RUNS)
+        candidates |= {run_id for path, _ in archived if (run_id := archived_run_id(path))}
         for run_id in sorted(candidates):
             if is_valid_id(run_id):
                 self._merge_run(run_id)
@@ -113,6 +111,8 @@ class _Merge:
 
     def _merge_run(self, run_id: str) -> None:
         copies = self._gather(run_id)
+        if not copies:
+            return
         sound = [copy for copy in copies if copy.record]
         first = min(sound or copies, key=RunCopy.order)
         groups: dict[str, list[RunCopy]] = {}
@@ -128,12 +128,14 @@ class _Merge:
 
     def _move_chat(self, run_id: str, other: str, copies: list[RunCopy]) -> None:
         """What a side said under the id goes where that side's run goes."""
-        if any(not copy.ours for copy in copies):
-            self.their_chat[run_id] = other
+        for state in {copy.ours: self.ours if copy.ours else self.theirs for copy in copies}.values():
+            for path, raw in list(state.ledger.files(run_chat_dir(run_id))):
+                target = f"{run_chat_dir(other)}/{_name(path)}"
+                self._take_file(self.ours.ledger, target, path, raw, state.ledger)
         if any(copy.ours for copy in copies):
-            for path, raw in list(self.ours.ledger.files(run_chat_dir(run_id))):
-                self._take_file(self.ours.ledger, f"{run_chat_dir(other)}/{_name(path)}", path, raw)
             self.ours.ledger.remove(run_chat_dir(run_id))
+        if any(not copy.ours for copy in copies):
+            self.moved_chat.add(run_chat_dir(run_id))
 
     def _gather(self, run_id: str) -> list[RunCopy]:
         """All copies of a run, hot and archived, of both sides; ours are taken out."""
@@ -153,7 +155,7 @@ class _Merge:
         files = {}
         for path, raw in editor.files(folder):
             name = path[len(folder) + 1 :]
-            if raw_mode(raw) in _REGULAR and _plain_name(name):
+            if raw_mode(raw) in _REGULAR and all(_plain_name(part) for part in name.split("/")):
                 files[name] = editor.read(path) or b""
             else:
                 self.report.refused.append(path)
@@ -169,7 +171,8 @@ class _Merge:
         for name in {name for copy in copies for name in copy.others()}:
             versions = [copy.files[name] for copy in copies if name in copy.files]
             files[name] = min(versions, key=lambda data: hash_object(BLOB, data))
-        files[RUN_FILE] = best.files.get(RUN_FILE, b"")
+        if RUN_FILE in best.files:
+            files[RUN_FILE] = best.files[RUN_FILE]
         for name, data in files.items():
             editor.put(f"{folder}/{name}", data)
         self.report.runs.add(run_id)
@@ -184,24 +187,15 @@ class _Merge:
     def files(self) -> None:
         for mine, their in ((self.ours.ledger, self.theirs.ledger), (self.ours.archive, self.theirs.archive)):
             for path, raw in _differing(mine, their, ""):
-                if not path.startswith((f"{RUNS}/", f"{ARCHIVED_RUNS}/", f"{DELETED}/")):
-                    self._take_file(mine, self._chat_path(path), path, raw, their)
+                taken = path.startswith((f"{RUNS}/", f"{ARCHIVED_RUNS}/", f"{DELETED}/"))
+                if not taken and path.rpartition("/")[0] not in self.moved_chat:
+                    self._take_file(mine, path, path, raw, their)
 
-    def _chat_path(self, path: str) -> str:
-        """Where a file of theirs belongs: chat follows a run that got another id."""
-        folder, _, name = path.rpartition("/")
-        root, _, run_id = folder.rpartition("/")
-        moved = self.their_chat.get(run_id) if root == RUN_CHAT else None
-        return f"{run_chat_dir(moved)}/{name}" if moved else path
-
-    def _take_file(
-        self, mine: TreeEditor, path: str, source: str, raw: bytes, their: TreeEditor | None = None
-    ) -> None:
+    def _take_file(self, mine: TreeEditor, path: str, source: str, raw: bytes, their: TreeEditor) -> None:
         """Merge one file into ours: JSONL as a set of lines, JSON by its revision."""
         if raw_mode(raw) not in _REGULAR or not all(_plain_name(part) for part in path.split("/")):
             self.report.refused.append(source)
             return
-        their = their or mine
         present = mine.blob(path)
         if present is None and not mine.has_dir(path):
             _put(mine, path, their.read(source) or b"")
@@ -218,12 +212,11 @@ class _Merge:
 
     def notes(self) -> None:
         mine, their = self.ours.notes, self.theirs.notes
-        known = list_notes(mine)
         for path, raw in _differing(mine, their, ""):
             target = note_target(path)
             if target is None or raw_mode(raw) not in _REGULAR:
                 self.report.refused.append(path)
-            elif target not in known:
+            elif not find_notes(mine, target):
                 write_note(mine, target, read_note(their, target) or b"")
             else:
                 lines = merge_messages([read_note(mine, target), read_note(their, target)])
@@ -280,7 +273,12 @@ class _Merge:
             changed = set(editor.touched())
             for path, _ in list(editor.files(root)):
                 if gone or path in changed:
-                    _put(editor, path, self._without_deleted(editor.read(path) or b""))
+                    data = editor.read(path) or b""
+                    kept = self._without_deleted(data)
+                    if data and not kept.strip():
+                        editor.remove(path)
+                    else:
+                        _put(editor, path, kept)
 
     def _without_deleted(self, data: bytes) -> bytes:
         lines = data.split(b"\n")

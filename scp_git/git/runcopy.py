@@ -19,7 +19,10 @@ class RunCopy:
         self.files = files
         self.archived = archived
         self.ours = ours
-        self.record: JsonObject = parse_line(files.get(RUN_FILE, b""))
+        record = parse_line(files.get(RUN_FILE, b""))
+        sound = all(isinstance(record.get(name), str) for name in ("run_id", "type", "started_at"))
+        self.record: JsonObject = record if sound else {}
+        """Empty where run.json is missing or damaged: then this is no run of its own."""
         try:
             self.message = tag_message(self.record)
         except ValueError:

@@ -140,12 +140,15 @@ class Transaction:
 
     def attempt(self, operation: Operation[Result]) -> Result | ScpGitError:
         """Apply one operation; what it changed is undone if it fails, and the error returned."""
-        marks = [editor.mark() for editor in (self.ledger, self.archive, self.notes)]
+        editors = (self.ledger, self.archive, self.notes)
+        for editor in editors:
+            editor.settle()
+        marks = [editor.mark() for editor in editors]
         tags, subjects, deferred = dict(self.tags), len(self.subjects), set(self.deferred)
         try:
             return operation.apply(self)
         except Exception as exc:
-            for editor, mark in zip((self.ledger, self.archive, self.notes), marks, strict=True):
+            for editor, mark in zip(editors, marks, strict=True):
                 editor.rollback(mark)
             self.tags, self.deferred = tags, deferred
             del self.subjects[subjects:]

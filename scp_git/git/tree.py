@@ -237,9 +237,13 @@ class TreeEditor:
             tree.put(name, raw, child)
             tree.oid = oid
 
-    def start(self) -> None:
-        """Forget the undo history: what is here now is the state to begin with."""
+    def settle(self) -> None:
+        """Forget the undo history: what was changed stays."""
         self._undo.clear()
+
+    def start(self) -> None:
+        """What is here now is the state to begin with."""
+        self.settle()
         self._touched.clear()
 
     # ------------------------------------------------------------ inside

@@ -16,6 +16,7 @@ from scp_git.codec import (
     dump_pretty,
     load_lines,
     load_object,
+    same_json,
     tag_message,
 )
 from scp_git.errors import AlreadyExists, RecordTooLarge
@@ -145,7 +146,7 @@ class RecordRun:
         for name in (*self.filled, "anchor"):
             given.pop(name, None)
             stored.pop(name, None)
-        return given == stored and self._same_events(read_events(editor, folder))
+        return same_json(given, stored) and self._same_events(read_events(editor, folder))
 
     def _same_events(self, stored: list[JsonObject]) -> bool:
         given = [event for part in self.parts for event in load_lines(part)]
@@ -154,7 +155,7 @@ class RecordRun:
         for position in self.timeless:
             for events in (given, stored):
                 (events[position] or {}).pop("ts", None)
-        return given == stored
+        return same_json(given, stored)
 
 
 @dataclass(frozen=True, slots=True)
