@@ -159,6 +159,18 @@ def test_a_commit_of_own_files(bench: Bench, number: int) -> None:
 
 
 @pytest.mark.referee
+@pytest.mark.parametrize("trailer", ["", "\n\nScp-Git: 1"])
+def test_what_a_person_added_and_took_away_again(bench: Bench, trailer: str) -> None:
+    """Every commit back to ours counts, also where the last one bears our trailer."""
+    (bench.view / "mine.txt").write_text("mine\n")
+    bench.commit("add")
+    bench.git(bench.view, "rm", "-q", "mine.txt")
+    bench.git(bench.view, "commit", "-q", "-m", f"remove{trailer}")
+    bench.settle()
+    assert bench.show("mine.txt") == "mine\n"
+
+
+@pytest.mark.referee
 def test_own_files_inside_the_folder_of_a_run(bench: Bench) -> None:
     own = ("ledger/runs/r2/log.txt", "ledger/runs/r2/attachments/deep/picture.bin")
     for path in own:
@@ -426,6 +438,9 @@ def test_a_tag_that_no_anchor_explains_is_left_alone(bench: Bench) -> None:
     store = opened(bench.root, 1)
     store.ensure_ledger()
     record(store, "own")
+    for run_id in ("r1", "r2"):
+        again = store.get_run(run_id)
+        assert again is not None and store.record_run(again, store.get_run_events(run_id)) == run_id
     assert bench.git(bench.root, "for-each-ref", "refs/tags/scp/run/r1", "refs/tags/scp/run/r2") == theirs
     assert bench.git(bench.root, "tag", "-l", "--format=%(contents)", "scp/run/own").strip() == "mine"
     assert {run.run_id for run in store.list_runs()} == bench.expected | {"own"}

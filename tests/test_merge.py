@@ -439,7 +439,7 @@ def examine(name: str, examples: int) -> None:
 
 @pytest.mark.parametrize("name", LAWS)
 def test_a_law_of_merging(name: str) -> None:
-    examine(name, 150)
+    examine(name, 100)
 
 
 @pytest.mark.full

@@ -172,7 +172,8 @@ class Refs:
             if text is None or not text.startswith("ref:"):
                 return text if is_oid(text) else None
             name = text[4:].strip()
-            if ".." in name.split("/") or not name.startswith("refs/"):
+            # A file that a power cut tore may hold anything, NUL included.
+            if ".." in name.split("/") or not name.startswith("refs/") or not name.isprintable():
                 return None
             if not name.startswith(_PER_WORKTREE):
                 folder = self.common_dir

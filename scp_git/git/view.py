@@ -255,7 +255,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 def _line(path: Path) -> str:
     """The one line of a small file that names a path."""
-    return os.fsdecode(path.read_bytes()).strip()
+    return os.fsdecode(path.read_bytes().replace(b"\0", b"")).strip()
 
 
 def _replace(path: Path, data: bytes) -> None:
