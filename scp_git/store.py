@@ -287,7 +287,9 @@ def report_failure(operation: str, exc: BaseException, *, root: str, key: str = 
     bus.publish("scp:error", key=key, data=data, error=detail, meta={"root": os.path.realpath(root)})
 
 
+_MAX_OPENED = 256
 _opened: dict[str, Store] = {}
+"""What the module-level functions have used, the oldest first; beyond the limit it is opened again."""
 
 
 def opened_store(root: str | os.PathLike[str]) -> Store | None:
@@ -300,6 +302,9 @@ def opener(root: str | os.PathLike[str]) -> Callable[[], Store]:
     key = os.path.abspath(root)
 
     def open_it() -> Store:
-        return _opened.setdefault(key, Store.open(key))
+        store = _opened.setdefault(key, Store.open(key))
+        while len(_opened) > _MAX_OPENED:
+            _opened.pop(next(iter(_opened)), None)
+        return store
 
     return open_it

@@ -201,6 +201,7 @@ class Writer:
         with self._changed:
             if self._changed.wait_for(lambda: bool(self._queue), self.settings.idle_s):
                 return True
+            self.committer.rest()
             self._thread = None
             return False
 

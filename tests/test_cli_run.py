@@ -759,7 +759,7 @@ def test_a_planted_secret_never_appears_in_what_is_stored(
         Labels("command", "", "", f"with {secret} said" if repeated else ""), masked, secrets, tail
     )
     outcome = Outcome(1, datetime.now(UTC), 1)
-    run = _as_run(record, outcome, _metadata(record, outcome, f"/work/{secret}/x"))
+    run = _as_run(record, outcome, _metadata(record, outcome, f"/srv/{secret}/x"))
     texts = list(all_texts(run.model_dump()))
     assert not [text for text in texts if secret in text]
     assert secret not in "\n".join(tail.lines())

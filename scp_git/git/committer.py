@@ -132,6 +132,12 @@ class Committer:
         """Open the object database anew next time: packs were merged, and libgit2 keeps old ones mapped."""
         self._objects_changed = True
 
+    def rest(self) -> None:
+        """Hold no descriptors while there is nothing to do; what is known of the trees is kept."""
+        self._odb = None
+        self._tips.close()
+        self.publisher.intent.close()
+
     def forget(self) -> None:
         """In a forked child: nothing that the parent may have been changing at that moment is trusted."""
         self._odb, self._kept = None, None

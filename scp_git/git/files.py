@@ -112,6 +112,9 @@ class CheckedRecord:
             os.close(self._fd)
         self._fd = -1
 
+    def __del__(self) -> None:
+        self.close()
+
     def _open(self) -> int:
         if self._fd < 0 or self._pid != os.getpid():
             created = not self.path.exists()
