@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 _PACKS_MORE = 4
 """So many new packs there are at least before they are merged again."""
+_PACKS_MANY = 12
+_YIELD_S = 0.1
+"""How long a batch at most gives way to a merge that does not keep up."""
 _TAGS_EVERY = 64
 """Transactions between two looks at whether loose tags should be packed."""
 
@@ -149,7 +152,7 @@ class Writer:
             ticket.charged = ticket.size
             self._queued_bytes += ticket.charged
             self._open += 1
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._start()
             self._changed.notify_all()
 
@@ -189,6 +192,8 @@ class Writer:
             try:
                 self._work_once()
                 self._maintain()
+            except Exception:  # whatever it is, the next callers must not wait for a dead thread
+                log.exception("housekeeping met an unexpected error")
             finally:
                 self._set_busy(False)
 
@@ -312,11 +317,13 @@ class Writer:
         seen, self._maintained = self._maintained, self._transactions
         if seen // _TAGS_EVERY != self._transactions // _TAGS_EVERY:
             self._pack_tags()
-        packs = self.committer.publisher.packs
-        if self._packs_left is None:
-            self._packs_left = packs
+        packs, left = self.committer.publisher.packs, self._packs_left
+        if left is None:
+            left = self._packs_left = packs
+        if self._merging is not None and packs >= _PACKS_MANY:
+            self._merging.join(_YIELD_S)
         merging = self._merging is not None and self._merging.is_alive()
-        if packs >= max(MERGE_FROM, self._packs_left + _PACKS_MORE) and not merging:
+        if packs >= max(MERGE_FROM, left + _PACKS_MORE) and not merging:
             thread = threading.Thread(target=self._merge_packs, name="scp-git-packs", daemon=True)
             thread.start()
             self._merging = thread

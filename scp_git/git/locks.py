@@ -13,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+import threading
 import time
 import weakref
 from contextlib import suppress
@@ -32,7 +33,10 @@ MAINTENANCE = "maintenance"
 _POLL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS}
 
-_gates: weakref.WeakSet[Gate] = weakref.WeakSet()
+_gates: weakref.WeakSet[Gate | TryLock] = weakref.WeakSet()
+# Held while a descriptor is opened or closed and noted: a fork in between would
+# give the child one that nobody knows of, and with it the gate.
+_noting = threading.Lock()
 
 
 class Gate:
@@ -50,8 +54,8 @@ class Gate:
     def take(self) -> None:
         """Hold the gate; blocks until it is free."""
         while True:
-            # Kept in the object while it waits: a child forked meanwhile must close it, too.
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            # Noted before it waits: a child forked meanwhile must close it, too.
+            self._fd = _open_lock_file(self)
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
                 if os.fstat(self._fd).st_nlink:
@@ -69,32 +73,19 @@ class Gate:
 
     def release(self) -> None:
         """Let others in."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def forget(self) -> None:
-        """In a forked child: close the descriptor, which would hold the parent's gate."""
-        self.release()
-
-
-def _after_fork() -> None:
-    for gate in _gates:
-        gate.forget()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+        _close_lock_file(self)
 
 
 class TryLock:
     """A lock of ours that is taken only if it is free: another process that does the same work is enough."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._fd = -1
+        _gates.add(self)
 
     def __enter__(self) -> bool:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        self._fd = _open_lock_file(self)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -102,7 +93,32 @@ class TryLock:
         return True
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self._fd)
+        _close_lock_file(self)
+
+
+def _open_lock_file(lock: Gate | TryLock) -> int:
+    with _noting:
+        lock._fd = os.open(lock.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        return lock._fd
+
+
+def _close_lock_file(lock: Gate | TryLock) -> None:
+    with _noting:
+        fd, lock._fd = lock._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _after_fork_in_child() -> None:
+    """Close the parent's descriptors, which would hold its gates."""
+    _noting.release()
+    for lock in _gates:
+        _close_lock_file(lock)
+
+
+os.register_at_fork(
+    before=_noting.acquire, after_in_parent=_noting.release, after_in_child=_after_fork_in_child
+)
 
 
 class LockFile:

@@ -21,7 +21,7 @@ from scp_git.git.pack import OUR_PREFIX, PackEntry, entry_header, write_pack
 
 log = logging.getLogger(__name__)
 
-MERGE_FROM = 12
+MERGE_FROM = 10
 """Packs of ours from which on they are merged, so that no more than twenty are ever there."""
 _TREE, _REF_DELTA = 2, 7
 _DELTA_FROM = 512
