@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import anyio
@@ -22,6 +21,7 @@ import pytest
 
 import scp_git
 from scp_git import AsyncStore, NotARepository, Run, Settings, Store, open_store
+from tests.sight import gate_held, ids, tagged
 
 SOURCES = Path(scp_git.__file__).parents[1]
 MakeRepo = Callable[..., Path]
@@ -32,26 +32,6 @@ def unsynced(home: Path) -> None:
     """No fsync: these tests are not about power loss, and the disk is shared."""
     with (home / ".gitconfig").open("a") as config:
         config.write("[scp]\n\tdurability = os\n")
-
-
-@contextmanager
-def gate_held(root: Path) -> Iterator[None]:
-    """As if another process were writing; nothing can be written meanwhile."""
-    Store.open(root).ensure_ledger()
-    with (root / ".git/scp/gate").open("rb") as gate:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        yield
-
-
-def ids(root: Path) -> list[str]:
-    return [run.run_id for run in Store.open(root).list_runs(n=10**6)]
-
-
-def tagged(root: Path) -> set[str]:
-    prefix = "refs/tags/scp/run/"
-    return {
-        name.removeprefix(prefix) for name in pygit2.Repository(root).references if name.startswith(prefix)
-    }
 
 
 async def record(root: Path, prefix: str, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import random
 import signal
@@ -12,9 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -23,30 +21,11 @@ import pytest
 
 import scp_git
 from scp_git import AsyncStore, RepositoryBusy, Run, Settings, Store, open_store
+from tests.sight import gate_held, ids, tagged
 
 Limited = Callable[[float, Callable[[], Awaitable[str]]], Awaitable[str | None]]
 AT_ONCE = 30
 EVENTS = [{"type": "a", "ts": "2026-02-17T20:45:00Z"}, {"type": "b", "ts": "2026-02-17T20:45:01Z"}]
-
-
-@contextmanager
-def gate_held(root: Path) -> Iterator[None]:
-    """As if another process were writing; nothing can be written meanwhile."""
-    Store.open(root).ensure_ledger()
-    with (root / ".git/scp/gate").open("rb") as gate:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        yield
-
-
-def ids(root: Path) -> list[str]:
-    return [run.run_id for run in Store.open(root).list_runs(n=10**6)]
-
-
-def tagged(root: Path) -> set[str]:
-    prefix = "refs/tags/scp/run/"
-    return {
-        name.removeprefix(prefix) for name in pygit2.Repository(root).references if name.startswith(prefix)
-    }
 
 
 def commits(root: Path) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scp_git.git.maintenance import MERGE_FROM
 from tests.faults import Slot, add_commit, new_repository, problems
 from tests.faults.tracing import MERGER, ROOT, Point, Server, mutating_points, why_no_strace
 
@@ -49,7 +50,9 @@ RECORD_THREE = [["record", run_id] for run_id in sorted(THREE)]
 NEW = frozenset({"new"})
 MANY = frozenset(f"m{n}" for n in range(14))
 """So many that their tags go to ``packed-refs``."""
-ELEVEN, FOUR = frozenset(f"run-{n}" for n in range(11)), frozenset(f"new-{n}" for n in range(4))
+ALMOST = frozenset(f"run-{n}" for n in range(MERGE_FROM - 1))
+"""A pack each; a few more and they are merged."""
+FOUR = frozenset(f"new-{n}" for n in range(4))
 OS = {"durability": "os"}
 SCENES = {
     "record": Scene(RECORD_THREE, [["record", "new"]], acked=THREE, maybe=NEW),
@@ -67,9 +70,9 @@ SCENES = {
         frozenset({"m3"}),
     ),
     "packs are merged": Scene(
-        [["record", run_id] for run_id in sorted(ELEVEN)],
+        [["record", run_id] for run_id in sorted(ALMOST)],
         [*(["record", run_id] for run_id in sorted(FOUR)), ["settle", None]],
-        ELEVEN,
+        ALMOST,
         FOUR,
         only=MERGER,
     ),

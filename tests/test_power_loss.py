@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from scp_git.git.maintenance import MERGE_FROM
 from tests.faults import new_repository, problems
 from tests.faults.replay import TRACED, Disk, State, before_boot, materialise, states
 from tests.faults.tracing import ROOT, SYNCING, Server, Steps, read_trace, select_calls, why_no_strace
@@ -49,7 +50,7 @@ SERIES = {
         ["m3"],
     ),
     "packs are merged": Series(
-        [["record", f"old-{n}"] for n in range(11)],
+        [["record", f"old-{n}"] for n in range(MERGE_FROM - 1)],
         [*(["record", run_id] for run_id in "abcd"), ["settle", None], ["record", "e"]],
         "abcde",
     ),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -34,21 +32,9 @@ from scp_git import (
     open_store,
 )
 from scp_git.writer import State, Ticket
+from tests.sight import gate_held, ids
 
 QUICK = Settings(durability="os")
-
-
-@contextmanager
-def gate_held(root: Path) -> Iterator[None]:
-    """As if another process were writing; meanwhile writes queue up."""
-    Store.open(root).ensure_ledger()
-    with (root / ".git/scp/gate").open("rb") as gate:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        yield
-
-
-def ids(root: Path) -> list[str]:
-    return [run.run_id for run in Store.open(root).list_runs(n=10**6)]
 
 
 def messages(root: Path) -> list[str]:
