@@ -52,7 +52,7 @@ MANY = frozenset(f"m{n}" for n in range(14))
 """So many that their tags go to ``packed-refs``."""
 ALMOST = frozenset(f"run-{n}" for n in range(MERGE_FROM - 1))
 """A pack each; a few more and they are merged."""
-FOUR = frozenset(f"new-{n}" for n in range(4))
+TWO = frozenset(f"new-{n}" for n in range(2))
 OS = {"durability": "os"}
 SCENES = {
     "record": Scene(RECORD_THREE, [["record", "new"]], acked=THREE, maybe=NEW),
@@ -71,9 +71,9 @@ SCENES = {
     ),
     "packs are merged": Scene(
         [["record", run_id] for run_id in sorted(ALMOST)],
-        [*(["record", run_id] for run_id in sorted(FOUR)), ["settle", None]],
+        [*(["record", run_id] for run_id in sorted(TWO)), ["settle", None]],
         ALMOST,
-        FOUR,
+        TWO,
         only=MERGER,
     ),
 }
