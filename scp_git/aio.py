@@ -26,7 +26,7 @@ from scp_git.ledger.tracking import TrackedRun
 from scp_git.models import Run
 from scp_git.settings import Settings
 from scp_git.store import Events, Store, events_size
-from scp_git.writer import Ticket
+from scp_git.ticket import Ticket
 
 Result = TypeVar("Result")
 

@@ -6,6 +6,7 @@ objects in the calling thread. Errors are raised; absence is a value.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +26,10 @@ from scp_git.ledger.queries import RunFilter, RunReader
 from scp_git.ledger.tracking import TrackedRun
 from scp_git.models import Run, RunEvent
 from scp_git.settings import Settings
-from scp_git.writer import ThreadWaiter, Ticket, Waiter, Writer, log, writer_for
+from scp_git.ticket import ThreadWaiter, Ticket, Waiter
+from scp_git.writer import Writer, writer_for
+
+log = logging.getLogger(__name__)
 
 Events = Iterable[RunEvent | Mapping[str, Any]]
 Result = TypeVar("Result")

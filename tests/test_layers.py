@@ -18,7 +18,7 @@ LAYERS = {
     1: ("git",),
     2: ("ledger", "chat", "trace"),
     3: ("sync", "index"),
-    4: ("store", "writer"),
+    4: ("store", "writer", "ticket"),
     5: ("aio", "api"),
     6: ("cli", "web", "__main__"),
 }

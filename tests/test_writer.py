@@ -31,7 +31,7 @@ from scp_git import (
     UnsupportedRepository,
     open_store,
 )
-from scp_git.writer import State, Ticket
+from scp_git.ticket import State, Ticket
 from tests.sight import gate_held, ids
 
 QUICK = Settings(durability="os")
