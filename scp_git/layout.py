@@ -23,7 +23,6 @@ RUN_TAG_PREFIX = "refs/tags/scp/run/"
 VIEW_DIR = ".scp-ledger"
 VIEW_ADMIN_NAME = "scp-ledger"
 IGNORE_RULE = ".scp-ledger/"
-IGNORE_COMMENT = "# operational history, kept on the branch scp-ledger"
 
 RUNS = "ledger/runs"
 TRACES = "ledger/traces"
@@ -33,7 +32,6 @@ ARCHIVED_RUNS = "runs"
 DELETED = "deleted"
 
 RUN_FILE = "run.json"
-EVENTS_FILE = "events.jsonl"
 MESSAGES_FILE = "messages.jsonl"
 
 _DATE_IN_ID = re.compile(r"run_(\d{4})-(\d{2})-(\d{2})T")

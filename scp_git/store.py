@@ -91,7 +91,8 @@ class Store:
         Idempotent. ``None`` in a bare repository, which has no view. Raises
         ``StorageFailed`` when something that is not ours stands where the view belongs.
         """
-        return self.ensured(self._wait(self.ensuring()))
+        self._wait(self.ensuring())
+        return self.ensured()
 
     def record_run(self, run: Run, events: Events | None = None) -> str:
         """Store a run with its events, durably; returns its id.
@@ -197,7 +198,7 @@ class Store:
         return check_id("run", run_id)
 
     def prepared(self, run: Run, events: Events | None) -> RecordRun:
-        """Validate and encode a run; HEAD and identity are this root's at the time of the call."""
+        """Validate and encode a run; HEAD and identity are this root's at that moment."""
         return RecordRun.prepare(
             run, events, user=self._repository.identity().name, head=self._repository.head()
         )
@@ -215,7 +216,7 @@ class Store:
     def ensuring(self) -> Ticket:
         return Ticket(EnsureLedger, size=0)
 
-    def ensured(self, _: object = None) -> Path | None:
+    def ensured(self) -> Path | None:
         """The view's path once it is there."""
         view = self._writer.committer.view
         if view is None:

@@ -154,10 +154,6 @@ class Repository:
         main = not repo.is_bare and git_dir == common_dir
         return cls(path, git_dir, common_dir, path if main else _main_root(common_dir))
 
-    @property
-    def bare(self) -> bool:
-        return self.main_root is None
-
     def head(self) -> str | None:
         """The commit that HEAD of ``root`` names, or ``None`` before the first commit."""
         return _once("head", self.git_dir, lambda: self.refs.read_head(self.git_dir))

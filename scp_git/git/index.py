@@ -49,10 +49,6 @@ class IndexFile:
         self._signature = signature
         return True
 
-    def unchanged(self) -> bool:
-        """Whether the file is the one that was last loaded or written."""
-        return self._signature is not None and self._stat() == self._signature
-
     def paths(self) -> list[bytes]:
         return list(self._paths)
 
