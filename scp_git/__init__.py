@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from scp_git.aio import AsyncStore, open_store
-    from scp_git.api import (
+    from scp_git.api.core import flush
+    from scp_git.api.ledger import (
         delete_run,
         ensure_ledger,
-        flush,
         get_run,
         get_run_events,
         list_runs,
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
-    "scp_git.api": (
+    "scp_git.api.core": ("flush",),
+    "scp_git.api.ledger": (
         "delete_run",
         "ensure_ledger",
-        "flush",
         "get_run",
         "get_run_events",
         "list_runs",

@@ -92,7 +92,7 @@ def test_annotations_agree_in_all_faces(name: str) -> None:
 
 def test_async_store_has_every_verb_of_store_and_no_other() -> None:
     def verbs(kind: type) -> set[str]:
-        public = {name for name in vars(kind) if not name.startswith("_") and callable(getattr(kind, name))}
+        public = {name for name in dir(kind) if not name.startswith("_") and callable(getattr(kind, name))}
         return {name for name in public if name in scp_git.__all__}
 
     assert verbs(Store) == verbs(AsyncStore) == set(VERBS)

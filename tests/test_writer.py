@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 from pygit2.enums import FileMode
 
-import scp_git.aio
+import scp_git.aio.core
 from scp_git import (
     AlreadyExists,
     AsyncStore,
@@ -128,13 +128,13 @@ def test_writes_happen_in_the_order_of_the_calls(repo: Path) -> None:
 
 async def test_a_loop_is_woken_once_for_a_batch(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[int] = []
-    wake = scp_git.aio.LoopWaiter.wake
+    wake = scp_git.aio.core.LoopWaiter.wake
 
-    def counting(waiter: scp_git.aio.LoopWaiter, tickets: list[Ticket]) -> None:
+    def counting(waiter: scp_git.aio.core.LoopWaiter, tickets: list[Ticket]) -> None:
         woken.append(len(tickets))
         wake(waiter, tickets)
 
-    monkeypatch.setattr(scp_git.aio.LoopWaiter, "wake", counting)
+    monkeypatch.setattr(scp_git.aio.core.LoopWaiter, "wake", counting)
     async with open_store(repo, QUICK) as store, anyio.create_task_group() as group:
         with gate_held(repo):
             for number in range(40):

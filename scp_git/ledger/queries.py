@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from scp_git.codec import MAX_RECORD_BYTES, JsonObject, load_object
 from scp_git.git.anchors import find_run, read_record
-from scp_git.git.committer import check_format
 from scp_git.git.handle import Odb, Repository
-from scp_git.git.objects import BLOB, TREE, ObjectStore, parse_commit
+from scp_git.git.objects import BLOB, TREE, ObjectStore
+from scp_git.git.snapshot import snapshot
 from scp_git.git.tree import Tree, TreeEditor, decode_name, is_dir, raw_oid
 from scp_git.ids import format_time, is_valid_id, parse_time
-from scp_git.layout import ARCHIVE_REF, ARCHIVED_RUNS, FORMAT_PATH, LEDGER_REF, NOTES_REF, RUN_FILE, RUNS
+from scp_git.layout import ARCHIVED_RUNS, RUN_FILE, RUNS
 from scp_git.ledger.operations import read_events
 from scp_git.models import Run
 
@@ -63,28 +63,6 @@ def _time(value: str | datetime | None) -> str | None:
     if not isinstance(value, str | datetime):
         raise TypeError(f"a time must be text or a datetime, not {type(value).__name__}")
     return format_time(value if isinstance(value, datetime) else parse_time(value))
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """The state as it is at one moment; the ledger's tip is read first, the archive's last."""
-
-    ledger: TreeEditor
-    notes: TreeEditor
-    archive: TreeEditor
-
-
-def snapshot(repository: Repository, odb: Odb) -> Snapshot:
-    """The present state, for reading."""
-    store = ObjectStore(odb)
-    editors = []
-    for ref in (LEDGER_REF, NOTES_REF, ARCHIVE_REF):
-        tip = repository.refs.read(ref)
-        data = store.find(tip, "commit") if tip else None
-        editors.append(TreeEditor(store, parse_commit(data).tree if data else None))
-    state = Snapshot(*editors)
-    check_format(repository, state.ledger.read(FORMAT_PATH))
-    return state
 
 
 def load_run(record: JsonObject) -> Run | None:

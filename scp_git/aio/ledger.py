@@ -1,96 +1,27 @@
-"""The async library: the verbs of ``Store``, awaited, on asyncio and trio.
-
-Writes go straight to the writer thread, reads cost one hop to a worker thread.
-Nothing of git, of the disk or of encoding happens on the event loop. No method
-needs a task group, and any number of loops may use one repository at once.
-"""
+"""The verbs for runs, awaited."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
-import anyio.lowlevel
-import anyio.to_thread
 
-from scp_git.errors import RepositoryBusy, ScpGitError
+from scp_git.aio.core import AsyncCore, offload
+from scp_git.errors import ScpGitError
 from scp_git.ledger.tracking import TrackedRun
 from scp_git.models import Run
-from scp_git.settings import Settings
-from scp_git.store import Events, Store, events_size
-from scp_git.ticket import Ticket
+from scp_git.store.ledger import Events, events_size
 
-Result = TypeVar("Result")
-
-_THREADS = 8
 _ENCODE_APART = 64 * 1024
-_WOKEN_PER_TURN = 64
-# Per loop, as a limiter binds to the loop that first uses it. Never the host's
-# default limiter, on which web frameworks run their own work.
-_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("scp_git_limiter")
 
 
-async def offload(work: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Run ``work`` in a worker thread: one hop."""
-    try:
-        limiter = _limiter.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(_THREADS)
-        _limiter.set(limiter)
-    return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=limiter)
-
-
-class LoopWaiter:
-    """Waits on an event loop; all waiters of one loop are woken by one callback."""
-
-    def __init__(self) -> None:
-        self.loop = anyio.lowlevel.current_token().native_token
-        self.event = anyio.Event()
-
-    @property
-    def group(self) -> object:
-        return self.loop
-
-    def wake(self, tickets: list[Ticket]) -> None:
-        """One call into the loop wakes them all, a slice in each turn: others get theirs in between."""
-        waiters = deque(ticket.waiter for ticket in tickets if isinstance(ticket.waiter, LoopWaiter))
-        call = getattr(self.loop, "call_soon_threadsafe", None) or getattr(self.loop, "run_sync_soon")  # noqa: B009
-
-        def wake_some() -> None:
-            for _ in range(min(_WOKEN_PER_TURN, len(waiters))):
-                waiters.popleft().event.set()
-            if waiters:
-                call(wake_some)
-
-        try:
-            call(wake_some)
-        except RuntimeError:  # the loop is closed (trio.RunFinishedError is one, too): nobody waits
-            return
-
-
-class AsyncStore:
-    """``Store`` for event loops; see there for what each verb guarantees and raises."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    @property
-    def root(self) -> Path:
-        return self.store.root
-
-    async def flush(self) -> None:
-        """Wait until every write queued for this repository is stored or has failed."""
-        await offload(self.store.flush)
-
-    # ------------------------------------------------------------ writing
+class AsyncLedgerVerbs(AsyncCore):
+    """Recording, listing and deleting runs."""
 
     async def ensure_ledger(self) -> Path | None:
         """Make branch, view and missing run tags as they should be; returns the view's path."""
@@ -216,25 +147,6 @@ class AsyncStore:
         """The run's events in the order of ``seq``; empty if there is no such run."""
         return await offload(self.store.get_run_events, run_id)
 
-    # ------------------------------------------------------------ waiting
-
-    async def _wait(self, ticket: Ticket) -> Any:
-        """Queue a write and wait for it; cancellation and deadline withdraw it unless it was taken."""
-        waiter = LoopWaiter()
-        started = time.monotonic()
-        self.store.submit(ticket, waiter)
-        try:
-            with anyio.move_on_after(self.store.settings.lock_timeout_s):
-                await waiter.event.wait()
-            if not waiter.event.is_set():
-                if self.store.withdraw(ticket):
-                    raise RepositoryBusy(f"the ledger of {self.root}", time.monotonic() - started)
-                await waiter.event.wait()
-        except BaseException:
-            self.store.withdraw(ticket)
-            raise
-        return ticket.outcome()
-
 
 def _is_cancellation(exc: BaseException) -> bool:
     """Whether the task was cancelled; nested task groups wrap that in exception groups."""
@@ -242,16 +154,3 @@ def _is_cancellation(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return exc.split(cancelled)[1] is None
     return isinstance(exc, cancelled)
-
-
-@asynccontextmanager
-async def open_store(
-    root: str | os.PathLike[str], settings: Settings | None = None
-) -> AsyncIterator[AsyncStore]:
-    """Open a repository's ledger; on leaving, queued writes are waited for."""
-    store = AsyncStore(await offload(Store.open, root, settings))
-    try:
-        yield store
-    finally:
-        with anyio.CancelScope(shield=True):
-            await store.flush()

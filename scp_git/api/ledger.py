@@ -1,44 +1,20 @@
-"""The module-level functions: find the store of a root, call it, apply the failure policy.
-
-The policy (docs/guarantees.md): ledger functions never raise a ``ScpGitError``;
-they return the empty value of their type, log at ERROR with the code, and publish
-``scp:error``. Wrong argument types and invalid models raise at once.
-"""
+"""The module-level functions for runs. None raises a ``ScpGitError``; see the policy in ``api.core``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from scp_git.aio import AsyncStore, offload
+from scp_git.api.core import Root, guarded, store_of
 from scp_git.errors import ScpGitError
 from scp_git.ledger.tracking import TrackedRun
 from scp_git.models import Run
-from scp_git.store import Events, opened_store, opener, report_failure
-from scp_git.writer import flush_all
-
-Root = str | os.PathLike[str]
-Result = TypeVar("Result")
-
-
-async def _store(root: Root) -> AsyncStore:
-    store = opened_store(root)
-    return AsyncStore(await offload(opener(root)) if store is None else store)
-
-
-async def _guarded(
-    root: Root, operation: str, empty: Result, call: Callable[[AsyncStore], Awaitable[Result]]
-) -> Result:
-    """Call the store; an error of ours becomes ``empty``, a log line and an event."""
-    try:
-        return await call(await _store(root))
-    except ScpGitError as exc:
-        report_failure(operation, exc, root=os.fspath(root))
-        return empty
+from scp_git.store.core import report_failure
+from scp_git.store.ledger import Events
 
 
 async def ensure_ledger(project_root: Root) -> Path | None:
@@ -46,12 +22,12 @@ async def ensure_ledger(project_root: Root) -> Path | None:
 
     ``None`` in a bare repository, which has no view, and on failure.
     """
-    return await _guarded(project_root, "ensure_ledger", None, lambda store: store.ensure_ledger())
+    return await guarded(project_root, "ensure_ledger", None, lambda store: store.ensure_ledger())
 
 
 async def record_run(project_root: Root, run: Run, events: Events | None = None) -> str:
     """The run is stored durably with its events; returns its id, or ``""`` if it could not be stored."""
-    return await _guarded(project_root, "record_run", "", lambda store: store.record_run(run, events))
+    return await guarded(project_root, "record_run", "", lambda store: store.record_run(run, events))
 
 
 @asynccontextmanager
@@ -77,7 +53,7 @@ async def track_run(
         "metadata": metadata,
     }
     try:
-        store = await _store(project_root)
+        store = await store_of(project_root)
     except ScpGitError as exc:
         report_failure("track_run", exc, root=os.fspath(project_root))
         yield TrackedRun(type, **fields)
@@ -99,7 +75,7 @@ async def list_runs(
     until: str | datetime | None = None,
 ) -> list[Run]:
     """The newest ``n`` runs that pass the filters, newest first; empty on failure."""
-    return await _guarded(
+    return await guarded(
         project_root,
         "list_runs",
         [],
@@ -118,22 +94,22 @@ async def list_runs(
 
 async def get_run(project_root: Root, run_id: str) -> Run | None:
     """The run as it was stored; ``None`` if there is none, and on failure."""
-    return await _guarded(project_root, "get_run", None, lambda store: store.get_run(run_id))
+    return await guarded(project_root, "get_run", None, lambda store: store.get_run(run_id))
 
 
 async def get_run_events(project_root: Root, run_id: str) -> list[dict[str, Any]]:
     """The run's events in the order of ``seq``; empty if there are none, and on failure."""
-    return await _guarded(project_root, "get_run_events", [], lambda store: store.get_run_events(run_id))
+    return await guarded(project_root, "get_run_events", [], lambda store: store.get_run_events(run_id))
 
 
 async def delete_run(project_root: Root, run_id: str) -> bool:
     """The run is gone from the present state and stays gone; False if there was none, and on failure."""
-    return await _guarded(project_root, "delete_run", False, lambda store: store.delete_run(run_id))
+    return await guarded(project_root, "delete_run", False, lambda store: store.delete_run(run_id))
 
 
 async def prune_runs(project_root: Root, *, older_than_days: float) -> int:
     """All runs that started more than so many days ago are deleted; returns how many, 0 on failure."""
-    return await _guarded(
+    return await guarded(
         project_root, "prune_runs", 0, lambda store: store.prune_runs(older_than_days=older_than_days)
     )
 
@@ -146,11 +122,3 @@ async def push_ledger(project_root: Root, *, remote: str = "origin") -> bool:
 async def pull_ledger(project_root: Root, *, remote: str = "origin") -> bool:
     """Not there yet: always False, and no network is touched."""
     return False
-
-
-async def flush(project_root: Root | None = None) -> None:
-    """Every queued write of a root, or of all repositories, is stored or has failed. Raises on failure."""
-    if project_root is None:
-        await offload(flush_all)
-    else:
-        await (await _store(project_root)).flush()

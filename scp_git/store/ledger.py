@@ -1,23 +1,15 @@
-"""The synchronous library: one repository, all verbs, thread-safe.
-
-Writes are handed to the repository's writer thread and waited for; reads open the
-objects in the calling thread. Errors are raised; absence is a value.
-"""
+"""The verbs for runs, synchronous, and the tickets that the async facade awaits."""
 
 from __future__ import annotations
 
-import logging
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 from scp_git.broadcast import bus
-from scp_git.errors import RepositoryBusy, ScpGitError
-from scp_git.git.committer import Committer
+from scp_git.errors import ScpGitError
 from scp_git.git.handle import Repository
 from scp_git.git.transaction import Operation
 from scp_git.ids import check_id, clock, format_time
@@ -26,62 +18,21 @@ from scp_git.ledger.queries import RunFilter, RunReader
 from scp_git.ledger.tracking import TrackedRun
 from scp_git.models import Run, RunEvent
 from scp_git.settings import Settings
-from scp_git.ticket import ThreadWaiter, Ticket, Waiter
-from scp_git.writer import Writer, writer_for
-
-log = logging.getLogger(__name__)
+from scp_git.store.core import StoreCore
+from scp_git.ticket import Ticket
 
 Events = Iterable[RunEvent | Mapping[str, Any]]
-Result = TypeVar("Result")
 
 _PRUNE_CHUNK = 500
 _EVENT_SIZE = 200
 
 
-class Store:
-    """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""
+class LedgerVerbs(StoreCore):
+    """Recording, listing and deleting runs."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
-        self._repository = repository
-        self.settings = settings
-        self._writer: Writer = writer_for(
-            lambda: Committer(
-                repository, durability=settings.durability, lock_timeout_s=settings.lock_timeout_s
-            ),
-            str(repository.common_dir),
-            settings,
-        )
+        super().__init__(repository, settings)
         self._runs = RunReader(repository)
-        self._meta = {"root": str(repository.root)}
-
-    @classmethod
-    def open(cls, root: str | os.PathLike[str], settings: Settings | None = None) -> Self:
-        """Open the repository whose top is ``root``; settings default to git config ``scp.*``.
-
-        Nothing is written. Raises ``NotARepository``, ``UnsupportedRepository`` or
-        ``InvalidSettings``.
-        """
-        repository = Repository.open(root)
-        return cls(repository, settings or Settings.from_config(repository.config("scp.")))
-
-    @property
-    def root(self) -> Path:
-        """The top of the working tree, or the bare repository, that was opened."""
-        return self._repository.root
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Wait for the queued writes. The store stays usable."""
-        self.flush()
-
-    def flush(self) -> None:
-        """Wait until every write queued for this repository is stored or has failed."""
-        self._writer.flush()
 
     # ------------------------------------------------------------ writing
 
@@ -249,67 +200,9 @@ class Store:
         except ScpGitError as exc:
             self.report("track_run", exc, key=run.run_id)
 
-    def report(self, operation: str, exc: BaseException, *, key: str = "") -> None:
-        """Log and announce a failure that must not break the caller's work."""
-        report_failure(operation, exc, root=self._meta["root"], key=key)
-
-    def submit(self, ticket: Ticket, waiter: Waiter | None = None) -> Ticket:
-        ticket.waiter = waiter
-        self._writer.submit(ticket)
-        return ticket
-
-    def withdraw(self, ticket: Ticket) -> bool:
-        return self._writer.withdraw(ticket)
-
-    def _wait(self, ticket: Ticket) -> Any:
-        """Hand a write to the writer and wait; withdrawn with ``RepositoryBusy`` after ``lock_timeout_s``."""
-        waiter = ThreadWaiter()
-        started = time.monotonic()
-        self.submit(ticket, waiter)
-        try:
-            if not waiter.wait(self.settings.lock_timeout_s) and self.withdraw(ticket):
-                raise RepositoryBusy(f"the ledger of {self.root}", time.monotonic() - started)
-            waiter.wait(None)
-        except BaseException:
-            self.withdraw(ticket)
-            raise
-        return ticket.outcome()
-
 
 def events_size(events: Events | None) -> int | None:
     """About how many bytes so many events take; ``None`` if they cannot be counted."""
     if events is None:
         return 0
     return len(events) * _EVENT_SIZE if isinstance(events, list | tuple) else None
-
-
-def report_failure(operation: str, exc: BaseException, *, root: str, key: str = "") -> None:
-    """Log at ERROR with the error's code and publish ``scp:error``."""
-    code = exc.code if isinstance(exc, ScpGitError) else "invalid-record"
-    detail = str(exc) if isinstance(exc, ScpGitError) else exc.__class__.__name__
-    log.error("%s failed (%s): %s", operation, code, detail)
-    data = {"code": code, "operation": operation, "detail": detail}
-    bus.publish("scp:error", key=key, data=data, error=detail, meta={"root": os.path.realpath(root)})
-
-
-_MAX_OPENED = 256
-_opened: dict[str, Store] = {}
-"""What the module-level functions have used, the oldest first; beyond the limit it is opened again."""
-
-
-def opened_store(root: str | os.PathLike[str]) -> Store | None:
-    """The process's store for a root if it was used before; touches no disk."""
-    return _opened.get(os.path.abspath(root))
-
-
-def opener(root: str | os.PathLike[str]) -> Callable[[], Store]:
-    """What opens the process's store for a root; a relative path is that of this moment."""
-    key = os.path.abspath(root)
-
-    def open_it() -> Store:
-        store = _opened.setdefault(key, Store.open(key))
-        while len(_opened) > _MAX_OPENED:
-            _opened.pop(next(iter(_opened)), None)
-        return store
-
-    return open_it

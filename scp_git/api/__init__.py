@@ -1,0 +1,1 @@
+"""The module-level functions, a module for each family of records."""

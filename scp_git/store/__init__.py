@@ -1,0 +1,13 @@
+"""The synchronous library: one repository, all verbs, thread-safe.
+
+Writes are handed to the repository's writer thread and waited for; reads open the
+objects in the calling thread. Errors are raised; absence is a value.
+"""
+
+from __future__ import annotations
+
+from scp_git.store.ledger import LedgerVerbs
+
+
+class Store(LedgerVerbs):
+    """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""
