@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Literal
 
 from scp_git.ids import is_valid_id
 
@@ -34,7 +35,26 @@ DELETED = "deleted"
 RUN_FILE = "run.json"
 MESSAGES_FILE = "messages.jsonl"
 
+RecordKind = Literal[
+    "run", "trace", "thread", "run-chat", "note",
+    "deleted-run", "deleted-trace", "deleted-thread", "deleted-message",
+]  # fmt: skip
+"""What a file can belong to; ``run-chat`` is what was said about a run beside its note."""
+
+_LEDGER_FOLDERS: dict[str, RecordKind] = {
+    RUNS: "run",
+    TRACES: "trace",
+    THREADS: "thread",
+    RUN_CHAT: "run-chat",
+}
+_DELETIONS: dict[str, RecordKind] = {
+    "run": "deleted-run",
+    "trace": "deleted-trace",
+    "thread": "deleted-thread",
+    "message": "deleted-message",
+}
 _DATE_IN_ID = re.compile(r"run_(\d{4})-(\d{2})-(\d{2})T")
+_HEX = frozenset("0123456789abcdef")
 _PART = re.compile(r"(events|messages)(?:-[A-Za-z0-9._-]+)?\.jsonl")
 
 
@@ -100,6 +120,34 @@ def is_run_file(name: str) -> bool:
 def note_path(object_id: str) -> str:
     """Where we write the note on an object: one fan-out level, 2/38."""
     return f"{object_id[:2]}/{object_id[2:]}"
+
+
+def note_target(path: str) -> str | None:
+    """The object that a path in a notes tree stands for, or ``None`` if it is no note."""
+    name = path.replace("/", "")
+    return name if len(name) == 40 and _HEX.issuperset(name) else None
+
+
+def record_of(ref: str, path: str) -> tuple[RecordKind, str] | None:
+    """The record that a file of one of our three refs belongs to, and its id; ``None`` if to none.
+
+    The messages of a thread belong to the thread. A note's id is that of the object it is on.
+    """
+    if ref == NOTES_REF:
+        target = note_target(path)
+        return ("note", target) if target else None
+    parts = path.split("/")
+    if ref == LEDGER_REF and len(parts) > 3:
+        kind = _LEDGER_FOLDERS.get("/".join(parts[:2]))
+        return (kind, parts[2]) if kind and is_valid_id(parts[2]) else None
+    if ref == ARCHIVE_REF and parts[0] == DELETED and len(parts) == 4:
+        kind = _DELETIONS.get(parts[1])
+        sound = kind and is_valid_id(parts[3]) and path == deleted_path(parts[1], parts[3])
+        return (kind, parts[3]) if kind and sound else None
+    if ref == ARCHIVE_REF and parts[0] == ARCHIVED_RUNS:
+        run_id = archived_run_id(path)
+        return ("run", run_id) if run_id and is_valid_id(run_id) else None
+    return None
 
 
 def _shard(id: str) -> str:

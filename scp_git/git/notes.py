@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from scp_git.git.tree import TreeEditor, is_dir
 from scp_git.layout import note_path
+from scp_git.layout import note_target as note_target
 
 MAX_NOTE_BYTES = 64 * 1024 * 1024
-_HEX = frozenset("0123456789abcdef")
 
 
 def find_notes(notes: TreeEditor, target: str) -> list[str]:
@@ -58,12 +58,6 @@ def write_note(notes: TreeEditor, target: str, data: bytes) -> None:
 def remove_note(notes: TreeEditor, target: str) -> bool:
     """Remove the note on an object; False if there is none."""
     return bool([notes.remove(path) for path in find_notes(notes, target)])
-
-
-def note_target(path: str) -> str | None:
-    """The object that a path in a notes tree stands for, or ``None`` if it is no note."""
-    name = path.replace("/", "")
-    return name if len(name) == 40 and _HEX.issuperset(name) else None
 
 
 def list_notes(notes: TreeEditor) -> dict[str, str]:
