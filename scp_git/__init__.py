@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from scp_git import chat
     from scp_git.aio import AsyncStore, open_store
     from scp_git.api.core import flush
     from scp_git.api.ledger import (
@@ -110,6 +111,7 @@ __all__ = [
     "UnsupportedRepository",
     "__version__",
     "bus",
+    "chat",
     "delete_run",
     "ensure_ledger",
     "flush",
@@ -126,7 +128,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name on first use (PEP 562)."""
+    """Load a public name, or the package ``chat``, on first use (PEP 562)."""
+    if name == "chat":
+        return import_module("scp_git.chat")
     module = _HOME_OF.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

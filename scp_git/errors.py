@@ -98,12 +98,15 @@ class RecordTooLarge(ScpGitError, ValueError):
 
 
 class KeyMissing(ScpGitError, ValueError):
-    """Encryption was asked for and there is no key."""
+    """Something is to be encrypted or decrypted, and there is no key."""
 
     code = "key-missing"
 
     def __init__(self) -> None:
-        super().__init__("CONTENT_VAULT_ENC_KEY is not set in the environment or in .env; nothing was stored")
+        super().__init__(
+            "CONTENT_VAULT_ENC_KEY is not set in the environment or in .env; "
+            "nothing is encrypted or decrypted without it"
+        )
 
 
 class DecryptFailed(ScpGitError, ValueError):

@@ -25,6 +25,8 @@ from pygit2.enums import CheckoutStrategy, ConfigLevel, FileMode
 
 SHORT_S = 60
 FULL_S = 1800
+FOREIGN = ("EMAIL", "CONTENT_VAULT_ENC_KEY")
+"""Variables of whoever runs the tests that must not reach them, beside those of git."""
 NO_SKIP = os.environ.get("SCP_GIT_NO_SKIP") == "1"
 GIT_CONFIG = """\
 [user]
@@ -143,7 +145,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pygit2.settings.search_path[level] = str(empty)
     pygit2.settings.search_path[ConfigLevel.GLOBAL] = str(home)
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("GIT_") or name == "EMAIL"]:
+        for name in [name for name in os.environ if name.startswith("GIT_") or name in FOREIGN]:
             patch.delenv(name)
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         patch.setenv("HOME", str(home))

@@ -34,7 +34,11 @@ STRANGERS = ({"ledger", "chat", "trace"}, {"git", "broadcast"}, {"aio", ""}, {"a
 CONFINED = {"pygit2": "git", "click": "cli", "rich": "cli"}
 """Third-party packages and the only part of ours that imports them."""
 
-READS_ENVIRONMENT = {"cli": "the terminal and its user's choices", "web": "how a server is started"}
+READS_ENVIRONMENT = {
+    "cli": "the terminal and its user's choices",
+    "web": "how a server is started",
+    "chat.keys": "the key for encrypted text",
+}
 """Parts and modules that may read the process environment, each with the reason."""
 
 _ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
