@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from scp_git import chat
     from scp_git.aio import AsyncStore, open_store
+    from scp_git.api.archive import archive_runs
     from scp_git.api.core import flush
     from scp_git.api.ledger import (
         delete_run,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
+    "scp_git.api.archive": ("archive_runs",),
     "scp_git.api.core": ("flush",),
     "scp_git.api.ledger": (
         "delete_run",
@@ -110,6 +112,7 @@ __all__ = [
     "TrackedRun",
     "UnsupportedRepository",
     "__version__",
+    "archive_runs",
     "bus",
     "chat",
     "delete_run",

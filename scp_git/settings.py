@@ -21,9 +21,9 @@ class Settings(BaseModel):
     durability: Literal["full", "os"] = "full"
     """``full``: what was acknowledged survives power loss. ``os``: SIGKILL only, as no fsync is issued."""
     hot_max: int = Field(default=512, ge=0)
-    """Reserved for the archive: how many runs the ledger branch may hold. Without effect in this version."""
+    """Beyond so many runs on the ledger branch, a write that adds one archives the oldest; 0: never."""
     hot_min: int = Field(default=256, ge=0)
-    """Reserved for the archive, see ``hot_max``. Without effect in this version."""
+    """So many runs stay on the ledger branch then. At most 64 more are moved than were added."""
     lock_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """How long a write waits for other processes before it is withdrawn with ``RepositoryBusy``."""
     network_timeout_s: float = Field(default=30.0, gt=0, le=3600)

@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from scp_git.aio.archive import AsyncArchiveVerbs
 from scp_git.aio.core import offload
-from scp_git.aio.ledger import AsyncLedgerVerbs
 from scp_git.settings import Settings
 from scp_git.store import Store
 
 
-class AsyncStore(AsyncLedgerVerbs):
+class AsyncStore(AsyncArchiveVerbs):
     """``Store`` for event loops; see there for what each verb guarantees and raises."""
 
 

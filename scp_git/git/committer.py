@@ -53,8 +53,17 @@ _PACK_TAGS_FROM = 512
 class Committer:
     """Turns operations into transactions on one repository."""
 
-    def __init__(self, repository: Repository, *, durability: str, lock_timeout_s: float) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        durability: str,
+        lock_timeout_s: float,
+        finish: Operation[Any] | None = None,
+    ) -> None:
         self.repository = repository
+        self.finish = finish
+        """Applied after the operations of every transaction; where it fails, nothing of it is done."""
         self.sync = durability == "full"
         self.lock_timeout_s = lock_timeout_s
         self.folder = repository.common_dir / "scp"
@@ -117,9 +126,16 @@ class Committer:
         self._project_merged(tx, beginning)
         tx.deferred = self.deferred.settle(tx)
         outcomes = [tx.attempt(operation) for operation in operations]
+        if self.finish is not None:
+            self._finish(tx, self.finish)
         new = self._publish(tx, beginning, deadline, tips)
         self._keep(new, beginning)
         return outcomes
+
+    def _finish(self, tx: Transaction, finish: Operation[Any]) -> None:
+        failure = tx.attempt(finish)
+        if isinstance(failure, ScpGitError):
+            log.warning("%s is left to a later write: %s", type(finish).__name__, failure)
 
     def _reader(self) -> Odb:
         if self._odb is None or self._odb.uses >= _ODB_USES or self._objects_changed:

@@ -31,6 +31,8 @@ _TYPE: dict[Kind, int] = {"commit": 1, "tree": 2, "blob": 3, "tag": 4}
 # merged, so their first pack does not spend a millisecond on compressing them.
 _STORED_TREE_BYTES = 4096
 _STORED_TREE_MAX = 512 * 1024
+# zlib clears a quarter of a megabyte for each object unless told that the object is small.
+_SMALL_BYTES, _SMALL_WINDOW, _SMALL_MEMORY = 4095, 12, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,15 @@ class PackEntry:
 
 def encode_entry(oid: str, kind: Kind, data: bytes) -> PackEntry:
     """An object in full."""
+    return PackEntry(oid, entry_header(_TYPE[kind], len(data)) + _deflate(kind, data))
+
+
+def _deflate(kind: Kind, data: bytes) -> bytes:
+    if len(data) <= _SMALL_BYTES:
+        small = zlib.compressobj(1, zlib.DEFLATED, _SMALL_WINDOW, _SMALL_MEMORY)
+        return small.compress(data) + small.flush()
     stored = kind == "tree" and _STORED_TREE_BYTES <= len(data) <= _STORED_TREE_MAX
-    return PackEntry(oid, entry_header(_TYPE[kind], len(data)) + zlib.compress(data, 0 if stored else 1))
+    return zlib.compress(data, 0 if stored else 1)
 
 
 def entry_header(kind: int, size: int) -> bytes:

@@ -20,7 +20,7 @@ from scp_git.errors import RepositoryBusy, StorageFailed
 from scp_git.git.files import CheckedRecord, sync_dir, unlink
 from scp_git.git.locks import INDEX_LOCK_STALE_S, LockFile
 from scp_git.git.objects import is_oid
-from scp_git.git.refs import PACKED_HEADER, Refs
+from scp_git.git.refs import Refs
 
 log = logging.getLogger(__name__)
 
@@ -190,13 +190,8 @@ class Publisher:
         return {change for change in removed if packed.get(change.name) is not None}
 
     def _rewrite_packed(self, lock: LockFile, changes: set[RefChange]) -> None:
-        rows = {name: (oid, peeled) for name, oid, peeled in self.refs.packed().entries()}
-        for change in changes:
-            if change.new is None:
-                rows.pop(change.name, None)
-            else:
-                rows[change.name] = (change.new, change.peeled)
-        write_packed(lock, rows, sync=self.sync)
+        rows = {change.name: (change.new, change.peeled) if change.new else None for change in changes}
+        write_packed(lock, self.refs.packed().spliced(rows), sync=self.sync)
 
     # ------------------------------------------------------------ housekeeping
 
@@ -208,12 +203,9 @@ class Publisher:
             self._declare([], [*locks, refs_lock])
             for lock in [*locks, refs_lock]:
                 lock.take(deadline)
-            rows = {name: (oid, commit) for name, oid, commit in self.refs.packed().entries()}
-            for name, commit in peeled.items():
-                oid = self.refs.read_direct(name)
-                if oid:
-                    rows[name] = (oid, commit)
-            write_packed(refs_lock, rows, sync=self.sync)
+            present = {name: self.refs.read_direct(name) for name in peeled}
+            rows = {name: (oid, peeled[name]) for name, oid in present.items() if oid}
+            write_packed(refs_lock, self.refs.packed().spliced(rows), sync=self.sync)
             if self.sync:
                 sync_dir(self.common_dir)
             for lock in locks:
@@ -224,15 +216,9 @@ class Publisher:
             self.done()
 
 
-def write_packed(lock: LockFile, rows: dict[str, tuple[str, str | None]], *, sync: bool) -> None:
+def write_packed(lock: LockFile, pieces: Iterable[bytes], *, sync: bool) -> None:
     """Replace ``packed-refs`` under its lock."""
-    lines = [PACKED_HEADER]
-    encoded = sorted((name.encode("utf-8", "surrogateescape"), row) for name, row in rows.items())
-    for name, (oid, peeled) in encoded:
-        lines.append(oid.encode() + b" " + name + b"\n")
-        if peeled:
-            lines.append(b"^" + peeled.encode() + b"\n")
-    lock.fill(b"".join(lines), sync=sync)
+    lock.fill(b"".join(pieces), sync=sync)
     lock.commit()
 
 

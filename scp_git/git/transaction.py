@@ -55,6 +55,8 @@ class Transaction:
         self.identity: Identity = repository.identity()
         self.tags: dict[str, RefChange] = {}
         self.subjects: list[str] = []
+        self.recorded: list[tuple[str, str]] = []
+        """Id and start of the runs that operations added to the ledger branch."""
         self.deferred: set[str] = set()
         """Runs that wait for a commit, to be anchored by the first write after one exists."""
         self.start_ledger = False
@@ -144,14 +146,15 @@ class Transaction:
         for editor in editors:
             editor.settle()
         marks = [editor.mark() for editor in editors]
-        tags, subjects, deferred = dict(self.tags), len(self.subjects), set(self.deferred)
+        tags, deferred = dict(self.tags), set(self.deferred)
+        subjects, recorded = len(self.subjects), len(self.recorded)
         try:
             return operation.apply(self)
         except Exception as exc:
             for editor, mark in zip(editors, marks, strict=True):
                 editor.rollback(mark)
             self.tags, self.deferred = tags, deferred
-            del self.subjects[subjects:]
+            del self.subjects[subjects:], self.recorded[recorded:]
             if isinstance(exc, ScpGitError):
                 return exc
             log.exception("%s met an unexpected error", type(operation).__name__)

@@ -16,6 +16,8 @@ from scp_git.git.objects import BLOB, TREE, ObjectStore, hash_object
 DIR = b"40000"
 FILE = b"100644"
 EMPTY_TREE = hash_object(TREE, b"")
+_KEPT_TREES = 4096
+"""So many opened trees are kept from one transaction to the next; an archive has many more."""
 _ENTRY = re.compile(rb"((\d{5,6}) ([^\0]+)\0.{20})", re.DOTALL)
 
 
@@ -111,6 +113,7 @@ class TreeEditor:
 
     def __init__(self, store: ObjectStore, oid: str | None = None) -> None:
         self.store = store
+        self._opened = 0
         self.root = self._load(oid) if oid else Tree(EMPTY_TREE, b"")
         self._touched: list[tuple[str, str | None]] = []
         self._undo: list[tuple[Tree, bytes, bytes | None, Tree | None, str | None]] = []
@@ -127,6 +130,16 @@ class TreeEditor:
         """A file's bytes, or ``None`` if there is no such file or its blob is missing."""
         oid = self.blob(path)
         return self.store.find(oid, BLOB, limit=limit) if oid else None
+
+    def raw(self, path: str) -> bytes | None:
+        """The raw entry of a file or folder; a folder that was changed is written first."""
+        folder, name = self._parent(path)
+        raw = folder.raw(name) if folder else None
+        child = folder.children.get(name) if folder else None
+        if folder is not None and child is not None and child.oid is None:
+            raw = DIR + b" " + name + b"\0" + bytes.fromhex(child.write(self.store))
+            folder.put(name, raw, child)
+        return raw
 
     def has_dir(self, path: str) -> bool:
         return self.folder(path) is not None
@@ -169,9 +182,13 @@ class TreeEditor:
         self._set(path, FILE, oid)
         return oid
 
-    def graft(self, path: str, raw: bytes) -> None:
-        """Set a file or folder that exists already, given its raw entry from another tree."""
-        self._set(path, DIR if is_dir(raw) else FILE, raw_oid(raw))
+    def graft(self, path: str, raw: bytes, *, whole: bool = False) -> None:
+        """Set a file or folder that exists already, given its raw entry from another tree.
+
+        ``whole``: the folder itself counts as touched, not each file in it, which
+        then need not be looked at.
+        """
+        self._set(path, DIR if is_dir(raw) else FILE, raw_oid(raw), whole=whole)
 
     def remove(self, path: str) -> bool:
         """Remove a file or a whole folder, and the folders above that become empty."""
@@ -188,7 +205,7 @@ class TreeEditor:
             self.remove(head)
         return True
 
-    def _set(self, path: str, mode: bytes, oid: str) -> None:
+    def _set(self, path: str, mode: bytes, oid: str, *, whole: bool = False) -> None:
         head, _, leaf = path.rpartition("/")
         folder, above = self.root, ""
         for part in head.split("/") if head else ():
@@ -209,7 +226,7 @@ class TreeEditor:
             self._touched += [(file, None) for file, _ in self.files(path)] or [(path, None)]
         self._put(folder, name, raw, None)
         self._mark_above(head)
-        if mode == DIR:
+        if mode == DIR and not whole:
             self._touched += [(file, raw_oid(entry)) for file, entry in self.files(path)]
         else:
             self._touched.append((path, oid))
@@ -242,9 +259,12 @@ class TreeEditor:
         self._undo.clear()
 
     def start(self) -> None:
-        """What is here now is the state to begin with."""
+        """What is here now, all of it written, is the state to begin with."""
         self.settle()
         self._touched.clear()
+        if self._opened > _KEPT_TREES:
+            self.root.children.clear()
+            self._opened = 0
 
     # ------------------------------------------------------------ inside
 
@@ -276,6 +296,7 @@ class TreeEditor:
         return child
 
     def _load(self, oid: str) -> Tree:
+        self._opened += 1
         if oid == EMPTY_TREE:
             return Tree(EMPTY_TREE, b"")
         return Tree(oid, self.store.read(oid, TREE))

@@ -25,10 +25,11 @@ from scp_git.git.notes import remove_note
 from scp_git.git.objects import TAG, Anchor, hash_object
 from scp_git.git.transaction import Transaction
 from scp_git.git.tree import TreeEditor
-from scp_git.ids import check_id, clock, format_time, now_iso, parse_time
+from scp_git.ids import check_id, clock, format_time, is_valid_id, now_iso, parse_time
 from scp_git.layout import (
     RUN_FILE,
     RUNS,
+    archived_run_dir,
     deleted_path,
     is_part,
     part_name,
@@ -52,9 +53,8 @@ class EnsureLedger:
     def apply(self, tx: Transaction) -> None:
         tx.start_ledger = True
         tx.verify_view = True
-        tagged = tx.repository.refs.list("refs/tags/scp/run/")
         for run_id in tx.ledger.names(RUNS):
-            if f"refs/tags/scp/run/{run_id}" not in tagged:
+            if is_valid_id(run_id) and tx.tag(run_id) is None:
                 tx.project_tag(run_id)
 
 
@@ -126,6 +126,7 @@ class RecordRun:
         tx.ledger.put(f"{folder}/{RUN_FILE}", dump_pretty(record))
         for number, part in enumerate(self.parts, 1):
             tx.ledger.put(f"{folder}/{part_name('events', number)}", part)
+        tx.recorded.append((self.run_id, str(record["started_at"])))
         tx.subjects.append(f"ledger: {record['type'][:40]} {self.run_id}")
         return True
 
@@ -173,10 +174,12 @@ class DeleteRuns:
         if found is None:
             return False
         editor, folder = found
-        tags = {tag for tag in (tx.remove_tag(run_id), _anchored_tag(editor, folder, run_id)) if tag}
+        tags = {tag for tag in (tx.remove_tag(run_id), anchored_tag(editor, folder, run_id)) if tag}
         for tag in tags:
             remove_note(tx.notes, tag)
-        editor.remove(folder)
+        # A crash without fsync may have left a run that was on its way to the archive in both places.
+        tx.ledger.remove(run_dir(run_id))
+        tx.archive.remove(archived_run_dir(run_id))
         tx.ledger.remove(run_chat_dir(run_id))
         tx.deferred.discard(run_id)
         deletion = {"id": run_id, "ts": now_iso(), "user": tx.identity.name, "tags": sorted(tags)}
@@ -202,7 +205,7 @@ def _seq(event: JsonObject) -> int:
     return seq if isinstance(seq, int) else 2**63
 
 
-def _anchored_tag(editor: TreeEditor, folder: str, run_id: str) -> str | None:
+def anchored_tag(editor: TreeEditor, folder: str, run_id: str) -> str | None:
     """The id of the tag object that the run's anchor gives."""
     record = read_record(editor, f"{folder}/{RUN_FILE}")
     anchor = Anchor.parse(record.get("anchor")) if record else None

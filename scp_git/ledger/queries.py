@@ -115,9 +115,19 @@ class RunReader:
                 break
         return found
 
-    def ids_before(self, started_at: str) -> list[str]:
-        """The ids of all runs that started earlier."""
-        return [run_id for started, run_id, _ in self._newest_first(None) if started < started_at]
+    def ids_before(self, started_at: str, *, archived: bool = True) -> list[str]:
+        """The ids of all runs that started earlier, of hot ones only unless ``archived``."""
+        rows = self._newest_first(None) if archived else self._hot()
+        return [run_id for started, run_id, _ in rows if started < started_at]
+
+    def _hot(self) -> list[tuple[str, str, bytes]]:
+        with self.repository.odb() as odb:
+            state = snapshot(self.repository, odb)
+            folders = _folders(state.ledger.folder(RUNS))
+            rows = [
+                self._known.get(oid) or self._read(state.ledger.store, name, oid) for name, oid in folders
+            ]
+        return sorted((row for row in rows if row is not None), reverse=True)
 
     def _key(self, run_id: str) -> tuple[str, str] | None:
         run = self.get(run_id)

@@ -6,8 +6,8 @@ objects in the calling thread. Errors are raised; absence is a value.
 
 from __future__ import annotations
 
-from scp_git.store.ledger import LedgerVerbs
+from scp_git.store.archive import ArchiveVerbs
 
 
-class Store(LedgerVerbs):
+class Store(ArchiveVerbs):
     """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""

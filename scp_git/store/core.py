@@ -12,6 +12,7 @@ from scp_git.broadcast import bus
 from scp_git.errors import RepositoryBusy, ScpGitError
 from scp_git.git.committer import Committer
 from scp_git.git.handle import Repository
+from scp_git.ledger.archive import HotWindow
 from scp_git.settings import Settings
 from scp_git.ticket import ThreadWaiter, Ticket, Waiter
 from scp_git.writer import Writer, writer_for
@@ -27,7 +28,10 @@ class StoreCore:
         self.settings = settings
         self._writer: Writer = writer_for(
             lambda: Committer(
-                repository, durability=settings.durability, lock_timeout_s=settings.lock_timeout_s
+                repository,
+                durability=settings.durability,
+                lock_timeout_s=settings.lock_timeout_s,
+                finish=HotWindow(settings.hot_max, settings.hot_min),
             ),
             str(repository.common_dir),
             settings,

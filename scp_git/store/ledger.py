@@ -185,13 +185,17 @@ class LedgerVerbs(StoreCore):
 
     def prunable(self, older_than_days: float) -> list[str]:
         """The ids of all runs that started more than so many days ago."""
+        limit = self._limit(older_than_days)
+        return [] if limit is None else self._runs.ids_before(limit)
+
+    def _limit(self, older_than_days: float) -> str | None:
+        """The moment so many days ago, as it is stored; ``None`` if no run can be that old."""
         if not older_than_days >= 0:
             raise ValueError("older_than_days must not be negative")
         try:
-            limit = clock.now() - timedelta(days=older_than_days)
+            return format_time(clock.now() - timedelta(days=older_than_days))
         except OverflowError:
-            return []
-        return self._runs.ids_before(format_time(limit))
+            return None
 
     def begin_tracking(self, run: TrackedRun) -> None:
         """Note HEAD at the beginning of a tracked block."""

@@ -1,0 +1,11 @@
+"""The module-level functions for many runs at once. They raise: what was not done must not look done."""
+
+from __future__ import annotations
+
+from scp_git.api.core import Root, store_of
+
+
+async def archive_runs(project_root: Root, *, older_than_days: float, drop_tags: bool = False) -> int:
+    """All runs that started more than so many days ago lie in the archive; returns how many were changed."""
+    store = await store_of(project_root)
+    return await store.archive_runs(older_than_days=older_than_days, drop_tags=drop_tags)
