@@ -546,7 +546,7 @@ def die(bench: Bench, where: str, *changes: RefChange) -> None:
 
 
 def recovered(bench: Bench) -> dict[str, str | None]:
-    return recover(bench.publisher, Repository.open(bench.root).open_odb(), time.monotonic() + 1)
+    return recover(bench.publisher, Repository.open(bench.root).open_odb(), time.monotonic() + 1).elsewhere
 
 
 def test_locks_that_the_intent_names_go_at_once(bench: Bench) -> None:

@@ -14,17 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scp_git.errors import RepositoryBusy, ScpGitError, UnsupportedRepository
-from scp_git.git.anchors import read_record
 from scp_git.git.deferred import Deferred
 from scp_git.git.files import CheckedRecord, boot_id, sync_dir
 from scp_git.git.handle import Odb, Repository, translated
-from scp_git.git.healing import BRANCHES, Beginning, History, Tips, begin, recover
+from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, recover
+from scp_git.git.history import History
 from scp_git.git.locks import Gate, LockFile
 from scp_git.git.objects import BLOB, COMMIT, TAG, ObjectStore, encode_commit, tag_target
 from scp_git.git.pack import Pack, encode_entry, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
-from scp_git.git.transaction import Operation, Transaction
+from scp_git.git.transaction import Footing, Operation, Transaction
 from scp_git.git.tree import EMPTY_TREE, TreeEditor, raw_oid
+from scp_git.git.untagged import Untagged
 from scp_git.git.view import View
 from scp_git.ids import is_valid_id
 from scp_git.layout import (
@@ -35,7 +36,6 @@ from scp_git.layout import (
     RUN_TAG_PREFIX,
     RUNS,
     TRAILER,
-    deleted_path,
     is_run_file,
     run_dir,
 )
@@ -71,6 +71,7 @@ class Committer:
         self.publisher = Publisher(repository.common_dir, repository.refs, sync=self.sync)
         self.view = View(repository, repository.main_root) if repository.main_root else None
         self.deferred = Deferred(self.folder, sync=self.sync)
+        self.untagged = Untagged(repository, self.folder)
         self._tips = CheckedRecord(self.folder / "tips")
         self._odb: Odb | None = None
         self._objects_changed = False
@@ -118,17 +119,23 @@ class Committer:
 
     def _attempt(self, operations: Sequence[Operation[Any]], deadline: float) -> list[Outcome]:
         store = ObjectStore(self._reader())
-        elsewhere = recover(self.publisher, store.base, deadline)
+        recovered = recover(self.publisher, store.base, deadline)
         tips = self._tips.read() or {}
-        beginning = self._begin(store, tips, elsewhere)
+        tips["refs"] = {**tips.get("refs", {}), **recovered.reached}
+        beginning = self._begin(store, tips, recovered.elsewhere)
         tx = Transaction(self.repository, store, *beginning.trees(), seconds=int(time.time()))
+        tx.footing = {
+            ref: Footing(tuple(base.parents), base.candidates) for ref, base in beginning.bases.items()
+        }
         self._check_format(tx)
         self._project_merged(tx, beginning)
         tx.deferred = self.deferred.settle(tx)
+        self.untagged.settle(tx)
         outcomes = [tx.attempt(operation) for operation in operations]
         if self.finish is not None:
             self._finish(tx, self.finish)
         new = self._publish(tx, beginning, deadline, tips)
+        self.untagged.keep(tx.untagged)
         self._keep(new, beginning)
         return outcomes
 
@@ -208,14 +215,7 @@ class Committer:
         report = beginning.report
         if report is None:
             return
-        replaced = frozenset(report.replaced_tags)
-        for run_id in sorted(report.runs):
-            if tx.is_deleted("run", run_id):
-                record = read_record(tx.archive, deleted_path("run", run_id)) or {}
-                if tx.tag(run_id) in (record.get("tags") or ()):
-                    tx.remove_tag(run_id)
-            else:
-                tx.project_tag(run_id, replacing=replaced)
+        tx.settle_tags(report)
         tx.subjects.append("merge what was not written by scp_git")
 
     # ------------------------------------------------------------ publishing
@@ -268,13 +268,15 @@ class Committer:
                 editor.put(FORMAT_PATH, FORMAT_BYTES)
         changes = []
         for ref in BRANCHES:
-            base = beginning.bases[ref]
+            current, footing = beginning.bases[ref].current, tx.footing[ref]
             tree = beginning.editors[ref].write()
-            new = base.candidates.get(tree, base.current if tree == EMPTY_TREE and not base.parents else None)
-            if new is None and (tree != EMPTY_TREE or base.parents):
+            nothing = tree == EMPTY_TREE and not footing.parents
+            new = footing.candidates.get(tree, current if nothing else None)
+            if new is None and not nothing:
                 stamp = tx.identity.stamp(tx.seconds)
-                new = tx.store.add(COMMIT, encode_commit(tree, base.parents, stamp, _message(tx.subjects)))
-            changes.append(RefChange(ref, base.current, new))
+                data = encode_commit(tree, list(footing.parents), stamp, _message(tx.subjects))
+                new = tx.store.add(COMMIT, data)
+            changes.append(RefChange(ref, current, new))
         return changes
 
     def _write_pack(self, tx: Transaction) -> Pack | None:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from dataclasses import dataclass, field
 
 from scp_git.git.files import unlink
+from scp_git.git.history import History
 from scp_git.git.locks import remove_own_lock
 from scp_git.git.merge import MergeReport, merge_states
-from scp_git.git.objects import COMMIT, Commit, ObjectStore, Reader, parse_commit
+from scp_git.git.objects import ObjectStore, Reader
 from scp_git.git.pack import remove_stale
 from scp_git.git.publish import SCRATCH_PREFIX, Intent, Publisher
 from scp_git.git.refs import Refs
 from scp_git.git.tree import TreeEditor
-from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF, TRAILER
+from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +32,23 @@ _ORIGIN = {
     LEDGER_REF: "refs/remotes/origin/scp-ledger",
     ARCHIVE_REF: "refs/remotes/origin/scp-ledger-archive",
 }
-_MAX_WALK = 10_000
 
 Tips = dict[str, str | None]
 
 
-def recover(publisher: Publisher, objects: Reader, deadline: float) -> Tips:
-    """Complete or discard the intent of a dead process, and remove its locks and files.
+@dataclass(slots=True)
+class Recovered:
+    """What a dead process had published before it died, or what was completed for it."""
 
-    Returns the commits that it published for branches which somebody else moved
-    meanwhile: they must be merged.
-    """
-    elsewhere: Tips = {}
+    reached: Tips = field(default_factory=dict)
+    """Branches that stand where its intent says: ``scp/tips`` may not know it yet."""
+    elsewhere: Tips = field(default_factory=dict)
+    """Its commits for branches that somebody else moved meanwhile: they must be merged."""
+
+
+def recover(publisher: Publisher, objects: Reader, deadline: float) -> Recovered:
+    """Complete or discard the intent of a dead process, and remove its locks and files."""
+    recovered = Recovered()
     value = publisher.intent.read()
     if value:
         try:
@@ -52,31 +57,32 @@ def recover(publisher: Publisher, objects: Reader, deadline: float) -> Tips:
             intent = Intent((), ())
         for path, inode in intent.locks:
             remove_own_lock(publisher.common_dir / path, inode)
-        elsewhere = _roll_forward(publisher, intent, objects, deadline)
+        recovered = _roll_forward(publisher, intent, objects, deadline)
         publisher.done()
     publisher.packs = remove_stale(publisher.common_dir)
     for name in os.listdir(publisher.folder):
         if name.startswith(SCRATCH_PREFIX):
             unlink(publisher.folder / name)
-    return elsewhere
+    return recovered
 
 
-def _roll_forward(publisher: Publisher, intent: Intent, objects: Reader, deadline: float) -> Tips:
+def _roll_forward(publisher: Publisher, intent: Intent, objects: Reader, deadline: float) -> Recovered:
     present = {change.name: publisher.refs.read(change.name) for change in intent.changes}
     reached = any(present[change.name] == change.new for change in intent.changes)
     if not reached or any(change.new and objects.read(change.new) is None for change in intent.changes):
-        return {}
+        return Recovered()
     missing = [
         change for change in intent.changes if present[change.name] == change.old and change.old != change.new
     ]
     if missing:
         log.warning("completing an interrupted write: %d of %d refs", len(missing), len(intent.changes))
         publisher.publish(missing, deadline, resume=intent)
-    return {
-        change.name: change.new
-        for change in intent.changes
-        if change.name in BRANCHES and present[change.name] not in (change.old, change.new)
-    }
+    recovered = Recovered()
+    for change in intent.changes:
+        if change.name in BRANCHES:
+            lost = present[change.name] not in (change.old, change.new)
+            (recovered.elsewhere if lost else recovered.reached)[change.name] = change.new
+    return recovered
 
 
 # ---------------------------------------------------------------- the state to begin with
@@ -117,58 +123,6 @@ class Beginning:
     @property
     def notes(self) -> TreeEditor:
         return self.editors[NOTES_REF]
-
-
-class History:
-    """Commits, as far as healing needs to look at them."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self.store = store
-        self._known: dict[str, Commit | None] = {}
-
-    def get(self, oid: str | None) -> Commit | None:
-        """The commit, or ``None`` if it is missing or damaged."""
-        if oid is None:
-            return None
-        if oid not in self._known:
-            data = self.store.find(oid, COMMIT)
-            try:
-                self._known[oid] = parse_commit(data) if data else None
-            except ValueError:
-                self._known[oid] = None
-        return self._known[oid]
-
-    def is_ours(self, oid: str) -> bool:
-        commit = self.get(oid)
-        return commit is not None and commit.has_line(TRAILER)
-
-    def contains(self, tip: str, wanted: str, *, through_ours_only: bool = False) -> bool:
-        """Whether ``wanted`` is ``tip`` or one of its ancestors."""
-        seen, queue = {tip}, deque([tip])
-        while queue and len(seen) < _MAX_WALK:
-            oid = queue.popleft()
-            if oid == wanted:
-                return True
-            commit = self.get(oid)
-            if commit is None or (through_ours_only and not commit.has_line(TRAILER)):
-                continue
-            fresh = [parent for parent in commit.parents if parent not in seen]
-            seen.update(fresh)
-            queue.extend(fresh)
-        return False
-
-    def foreign(self, tip: str, trusted: str | None) -> list[str]:
-        """``tip`` and its ancestors back to, and including, the nearest commits of ours."""
-        seen, queue = [tip], deque([tip])
-        while queue and len(seen) < _MAX_WALK:
-            oid = queue.popleft()
-            commit = self.get(oid)
-            if commit is None or oid == trusted or (oid != tip and commit.has_line(TRAILER)):
-                continue
-            fresh = [parent for parent in commit.parents if parent not in seen]
-            seen += fresh
-            queue.extend(fresh)
-        return [oid for oid in seen if oid != trusted]
 
 
 def begin(store: ObjectStore, refs: Refs, tips: Tips, elsewhere: Tips) -> Beginning:

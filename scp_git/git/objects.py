@@ -74,6 +74,8 @@ class Commit:
     tree: str
     parents: tuple[str, ...]
     message: str
+    time: int = 0
+    """When it was committed, in seconds since 1970; 0 where it does not say."""
 
     def has_line(self, line: str) -> bool:
         return line in self.message.split("\n")
@@ -82,16 +84,19 @@ class Commit:
 def parse_commit(data: bytes) -> Commit:
     """Read a commit; ``ValueError`` if it names no tree."""
     header, _, message = data.decode("utf-8", "replace").partition("\n\n")
-    tree, parents = "", []
+    tree, parents, time = "", [], 0
     for line in header.split("\n"):
         key, _, value = line.partition(" ")
         if key == "tree" and not tree:
             tree = value
         elif key == "parent" and is_oid(value):
             parents.append(value)
+        elif key == "committer":
+            seconds = value.rpartition("> ")[2].partition(" ")[0]
+            time = int(seconds) if seconds.isdecimal() and len(seconds) < 12 else 0
     if not is_oid(tree):
         raise ValueError("a commit without a tree")
-    return Commit(tree, tuple(parents), message)
+    return Commit(tree, tuple(parents), message, time)
 
 
 def encode_commit(tree: str, parents: list[str], author: str, message: str) -> bytes:

@@ -8,11 +8,14 @@ nothing between calls and looks at nothing but the transaction.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from scp_git.errors import ScpGitError, StorageFailed
 from scp_git.git.anchors import find_run, read_record, run_tag
 from scp_git.git.handle import Identity, Repository
+from scp_git.git.merge import MergeReport
 from scp_git.git.objects import COMMIT, TAG, Anchor, ObjectStore, is_oid
 from scp_git.git.publish import RefChange
 from scp_git.git.tree import TreeEditor
@@ -30,6 +33,15 @@ class Operation(Protocol[Result]):
     def size(self) -> int: ...
 
     def apply(self, tx: Transaction) -> Result: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Footing:
+    """What a branch's next commit stands on."""
+
+    parents: tuple[str, ...]
+    candidates: Mapping[str, str]
+    """Trees that need no new commit, and the commit that has them."""
 
 
 class Transaction:
@@ -59,6 +71,10 @@ class Transaction:
         """Id and start of the runs that operations added to the ledger branch."""
         self.deferred: set[str] = set()
         """Runs that wait for a commit, to be anchored by the first write after one exists."""
+        self.untagged: dict[str, str] = {}
+        """Runs whose tag could not be made, as the commit that it names is not here; with that commit."""
+        self.footing: dict[str, Footing] = {}
+        """For each branch what its next commit stands on; only a merge of a remote's state changes it."""
         self.start_ledger = False
         self.verify_view = False
         self._present_tags: dict[str, str | None] = {}
@@ -114,15 +130,29 @@ class Transaction:
         found = find_run(self, run_id)
         record = read_record(found[0], f"{found[1]}/{RUN_FILE}") if found else None
         anchor = Anchor.parse(record.get("anchor")) if record else None
-        if record is None or anchor is None or not self.has_commit(anchor.target):
+        if record is None or anchor is None:
             return
         present = self.tag(run_id)
         if present is not None and present not in replacing:
+            return
+        if not self.has_commit(anchor.target):
+            self.untagged[run_id] = anchor.target
             return
         try:
             self.set_tag(run_id, run_tag(run_id, record, anchor), anchor.target)
         except ValueError as exc:
             log.warning("run %s cannot be tagged: %s", run_id, exc)
+
+    def settle_tags(self, report: MergeReport) -> None:
+        """After a merge: make and replace the tags of the runs that came in, remove those of deleted ones."""
+        replaced = frozenset(report.replaced_tags)
+        for run_id in sorted(report.runs):
+            if self.is_deleted("run", run_id):
+                record = read_record(self.archive, deleted_path("run", run_id)) or {}
+                if self.tag(run_id) in (record.get("tags") or ()):
+                    self.remove_tag(run_id)
+            else:
+                self.project_tag(run_id, replacing=replaced)
 
     # ------------------------------------------------------------ looking
 
@@ -148,12 +178,14 @@ class Transaction:
         marks = [editor.mark() for editor in editors]
         tags, deferred = dict(self.tags), set(self.deferred)
         subjects, recorded = len(self.subjects), len(self.recorded)
+        untagged, footing = dict(self.untagged), dict(self.footing)
         try:
             return operation.apply(self)
         except Exception as exc:
             for editor, mark in zip(editors, marks, strict=True):
                 editor.rollback(mark)
             self.tags, self.deferred = tags, deferred
+            self.untagged, self.footing = untagged, footing
             del self.subjects[subjects:], self.recorded[recorded:]
             if isinstance(exc, ScpGitError):
                 return exc
