@@ -12,15 +12,17 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scp_git import Run, Settings, Store
+from scp_git import Run, Settings, StorageFailed, Store
 from scp_git.git.handle import Odb, Repository
 from scp_git.git.maintenance import MERGE_FROM, make_delta, merge_packs
 from scp_git.git.objects import (
@@ -120,6 +122,39 @@ def test_a_pack_of_every_kind_and_size_is_what_git_would_write(
     assert (tmp_path / "theirs.idx").read_bytes() == idx.read_bytes()
     assert {oid: everything(root, git)[oid] for oid in store.added} == store.added
     assert "5000000" in git(root, "cat-file", "-s", "sizes:large")
+
+
+def test_objects_that_are_read_when_they_are_written_never_lie_in_memory_together(repo: Path) -> None:
+    store = ObjectStore(Repository.open(repo).open_odb())
+    editor, wanted = TreeEditor(store), {}
+    for n in range(12):
+        wanted[f"stream/{n}"] = hash_object("blob", random_part(n, seed=1))
+        editor.put_later(f"stream/{n}", wanted[f"stream/{n}"], partial(random_part, n, seed=1))
+    assert editor.read("stream/3") == random_part(3, seed=1)
+    root = editor.write()
+    tracemalloc.start()
+    try:
+        entries = (encode_entry(*added) for added in store.objects())
+        write_pack(repo / ".git", entries, count=store.count(), sync=False).release()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24_000_000, "the stream has 48 MB"
+    stored = TreeEditor(ObjectStore(Odb(repo / ".git")), root)
+    assert {path: stored.blob(path) for path in wanted} == wanted
+    assert stored.read("stream/3") == random_part(3, seed=1)
+
+
+def random_part(n: int, *, seed: int) -> bytes:
+    return random.Random(seed + n).randbytes(4_000_000)
+
+
+def test_what_changed_before_it_was_written_is_refused_and_nothing_is_left(repo: Path) -> None:
+    store = ObjectStore(Repository.open(repo).open_odb())
+    store.add_later(hash_object("blob", b"before"), "blob", lambda: b"after")
+    with pytest.raises(StorageFailed, match="changed"):
+        write_pack(repo / ".git", (encode_entry(*added) for added in store.objects()), count=1, sync=False)
+    assert list((repo / ".git/objects/pack").iterdir()) == []
 
 
 @pytest.mark.referee

@@ -280,8 +280,10 @@ class Committer:
         return changes
 
     def _write_pack(self, tx: Transaction) -> Pack | None:
-        entries = [encode_entry(oid, kind, data) for oid, (kind, data) in tx.store.added.items()]
-        return write_pack(self.repository.common_dir, entries, sync=self.sync) if entries else None
+        count = tx.store.count()
+        entries = (encode_entry(*added) for added in tx.store.objects())
+        folder = self.repository.common_dir
+        return write_pack(folder, entries, count=count, sync=self.sync) if count else None
 
     # ------------------------------------------------------------ the view
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -48,15 +49,39 @@ class ObjectStore:
     def __init__(self, base: Reader) -> None:
         self.base = base
         self.added: dict[str, tuple[Kind, bytes]] = {}
+        self.later: dict[str, tuple[Kind, Callable[[], bytes]]] = {}
 
     def add(self, kind: Kind, data: bytes) -> str:
         oid = hash_object(kind, data)
         self.added[oid] = (kind, data)
         return oid
 
+    def add_later(self, oid: str, kind: Kind, read: Callable[[], bytes]) -> None:
+        """Add an object that is read when it is written: a long stream never lies in memory as a whole."""
+        self.later[oid] = (kind, read)
+
+    def count(self) -> int:
+        """How many objects are to be written."""
+        return len(self.added) + len(self.later.keys() - self.added.keys())
+
+    def objects(self) -> Iterator[tuple[str, Kind, bytes]]:
+        """What is to be written, one object at a time."""
+        for oid, (kind, data) in self.added.items():
+            yield oid, kind, data
+        for oid in self.later.keys() - self.added.keys():
+            yield oid, *self._read_now(oid)
+
+    def _read_now(self, oid: str) -> tuple[Kind, bytes]:
+        kind, read = self.later[oid]
+        data = read()
+        if hash_object(kind, data) != oid:
+            raise StorageFailed(f"reading what becomes {kind} {oid[:10]}", "it has changed meanwhile")
+        return kind, data
+
     def find(self, oid: str, kind: Kind, *, limit: int | None = None) -> bytes | None:
         """The bytes of an object, or ``None`` if it is missing or of another kind."""
-        found = self.added.get(oid) or self.base.read(oid, limit=limit)
+        found = self.added.get(oid) or (self._read_now(oid) if oid in self.later else None)
+        found = found or self.base.read(oid, limit=limit)
         return found[1] if found is not None and found[0] == kind else None
 
     def read(self, oid: str, kind: Kind) -> bytes:

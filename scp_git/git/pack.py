@@ -11,7 +11,7 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,6 +33,7 @@ _STORED_TREE_BYTES = 4096
 _STORED_TREE_MAX = 512 * 1024
 # zlib clears a quarter of a megabyte for each object unless told that the object is small.
 _SMALL_BYTES, _SMALL_WINDOW, _SMALL_MEMORY = 4095, 12, 4
+_CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,17 @@ class Pack:
 
 def write_pack(
     common_dir: Path,
-    entries: Sequence[PackEntry],
+    entries: Iterable[PackEntry],
     *,
     sync: bool,
+    count: int | None = None,
     scratch: str = "tx",
     gate: AbstractContextManager[object] = _HELD,
 ) -> Pack:
     """Write a pack with its index, guarded by a ``.keep`` until ``release``.
+
+    The entries go to the disk as they come; ``count`` says how many, unless they
+    are a sequence.
 
     The ``.keep`` comes first, so that no moment exists in which a concurrent ``git
     gc --prune=now`` sees the pack and may drop its objects. It is covered by the
@@ -104,25 +109,27 @@ def write_pack(
     """
     folder = common_dir / "objects" / "pack"
     make_dirs(folder, sync=sync)
-    body, offsets, crcs = _layout(entries)
-    trailer = hashlib.sha1(body, usedforsecurity=False).digest()
-    order = sorted(range(len(entries)), key=lambda i: entries[i].oid)
-    index = _encode_index([(entries[i].oid, crcs[i], offsets[i]) for i in order], trailer)
-    pack = Pack(folder / (OUR_PREFIX + trailer.hex()[: 45 - len(OUR_PREFIX)]))
-    parts = {".pack": (body, trailer), ".idx": (index,)}
+    if count is None:
+        assert isinstance(entries, Sequence)
+        count = len(entries)
+    body = _Body(entries, count)
+    pack = None
+    suffixes = (".pack", ".idx")
     try:
-        for suffix, chunks in parts.items():
-            _write_file(_temporary(folder, scratch, suffix), chunks, sync)
+        _write_file(_temporary(folder, scratch, ".pack"), body, sync)
+        pack = Pack(folder / (OUR_PREFIX + body.trailer.hex()[: 45 - len(OUR_PREFIX)]))
+        _write_file(_temporary(folder, scratch, ".idx"), (_encode_index(body.rows, body.trailer),), sync)
         with gate:
             _write_file(pack.stem.with_suffix(".keep"), (KEEP_TEXT,), sync=False, mode=0o644)
-            for suffix in parts:
+            for suffix in suffixes:
                 os.rename(_temporary(folder, scratch, suffix), pack.stem.with_suffix(suffix))
             if sync:
                 sync_dir(folder)
     except BaseException:
-        for suffix in parts:
+        for suffix in suffixes:
             unlink(_temporary(folder, scratch, suffix))
-        pack.discard()
+        if pack:
+            pack.discard()
         raise
     return pack
 
@@ -131,11 +138,31 @@ def _temporary(folder: Path, scratch: str, suffix: str) -> Path:
     return folder / f"{_TEMPORARY}{scratch}-{suffix[1:]}"
 
 
-def _layout(entries: Sequence[PackEntry]) -> tuple[bytes, list[int], list[int]]:
-    header = b"PACK" + (2).to_bytes(4, "big") + len(entries).to_bytes(4, "big")
-    offsets = list(accumulate((len(entry.data) for entry in entries), initial=len(header)))
-    crcs = [zlib.crc32(entry.data) for entry in entries]
-    return b"".join([header, *(entry.data for entry in entries)]), offsets, crcs
+class _Body:
+    """The bytes of a pack in chunks; once they were taken, its trailer and the rows of its index."""
+
+    def __init__(self, entries: Iterable[PackEntry], count: int) -> None:
+        self.rows: list[tuple[str, int, int]] = []
+        self.trailer = b""
+        self._entries = entries
+        self._count = count
+
+    def __iter__(self) -> Iterator[bytes]:
+        header = b"PACK" + (2).to_bytes(4, "big") + self._count.to_bytes(4, "big")
+        digest = hashlib.sha1(header, usedforsecurity=False)
+        chunk, offset, held = [header], len(header), 0
+        for entry in self._entries:
+            self.rows.append((entry.oid, zlib.crc32(entry.data), offset))
+            chunk.append(entry.data)
+            offset += len(entry.data)
+            held += len(entry.data)
+            digest.update(entry.data)
+            if held >= _CHUNK_BYTES:
+                yield from chunk if len(entry.data) >= _CHUNK_BYTES else (b"".join(chunk),)
+                chunk, held = [], 0
+        self.rows.sort()
+        self.trailer = digest.digest()
+        yield b"".join([*chunk, self.trailer])
 
 
 def _encode_index(rows: list[tuple[str, int, int]], trailer: bytes) -> bytes:

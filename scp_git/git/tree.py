@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from scp_git.errors import StorageFailed
 from scp_git.git.objects import BLOB, TREE, ObjectStore, hash_object
@@ -181,6 +181,11 @@ class TreeEditor:
         oid = self.store.add(BLOB, data)
         self._set(path, FILE, oid)
         return oid
+
+    def put_later(self, path: str, oid: str, read: Callable[[], bytes]) -> None:
+        """Store a file whose bytes are read when they are written; ``oid`` is their blob id."""
+        self.store.add_later(oid, BLOB, read)
+        self._set(path, FILE, oid)
 
     def graft(self, path: str, raw: bytes, *, whole: bool = False) -> None:
         """Set a file or folder that exists already, given its raw entry from another tree.
