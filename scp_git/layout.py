@@ -33,6 +33,7 @@ ARCHIVED_RUNS = "runs"
 DELETED = "deleted"
 
 RUN_FILE = "run.json"
+TRACE_FILE = "trace.json"
 MESSAGES_FILE = "messages.jsonl"
 
 RecordKind = Literal[
@@ -60,6 +61,10 @@ _PART = re.compile(r"(events|messages)(?:-[A-Za-z0-9._-]+)?\.jsonl")
 
 def run_dir(run_id: str) -> str:
     return f"{RUNS}/{run_id}"
+
+
+def trace_dir(trace_id: str) -> str:
+    return f"{TRACES}/{trace_id}"
 
 
 def archived_run_dir(run_id: str) -> str:

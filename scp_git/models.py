@@ -103,3 +103,45 @@ class RunEvent(Record):
     status: Text = ""
     duration_ms: Count = 0
     detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class TraceEvent(Record):
+    """One event of a recorded session; ``seq`` counts from 1 in each trace."""
+
+    seq: Count = 0
+    ts: Time = ""
+    type: Text
+    target: Text = ""
+    result: Text = ""
+    duration_ms: Count = 0
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class SessionTrace(Record):
+    """A recorded session.
+
+    ``event_count`` says how many events it has, of which ``events`` may hold the first
+    ones only, or none in lists. ``audit_refs`` are the runs recorded meanwhile.
+    """
+
+    trace_id: Text = ""
+    name: Text = ""
+    classification: Text = ""
+    started_at: Time = ""
+    ended_at: Time | None = None
+    user: Text = ""
+    code_ref: Text = ""
+    events: list[TraceEvent] = Field(default_factory=list)
+    event_count: Count = 0
+    auto_summary: Text = ""
+    audit_refs: list[Text] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        if not self.started_at:
+            self.__dict__["started_at"] = now_iso()
+        if not self.trace_id:
+            self.__dict__["trace_id"] = make_id("trace", self.started_at)
+        if not self.event_count:
+            self.__dict__["event_count"] = len(self.events)
+        return self
