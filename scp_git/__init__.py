@@ -28,6 +28,13 @@ if TYPE_CHECKING:
         record_run,
         track_run,
     )
+    from scp_git.api.traces import (
+        delete_trace,
+        get_trace,
+        iter_trace_events,
+        list_traces,
+        save_trace,
+    )
     from scp_git.broadcast import Bus, Event, bus
     from scp_git.errors import (
         AlreadyExists,
@@ -45,9 +52,10 @@ if TYPE_CHECKING:
         UnsupportedRepository,
     )
     from scp_git.ledger.tracking import TrackedRun
-    from scp_git.models import Run, RunEvent
+    from scp_git.models import Run, RunEvent, SessionTrace, TraceEvent
     from scp_git.settings import InvalidSettings, Settings
     from scp_git.store import Store
+    from scp_git.trace.summary import Suggestion, generate_summary, suggest_classification
 
 _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
@@ -64,6 +72,13 @@ _HOMES = {
         "push_ledger",
         "record_run",
         "track_run",
+    ),
+    "scp_git.api.traces": (
+        "delete_trace",
+        "get_trace",
+        "iter_trace_events",
+        "list_traces",
+        "save_trace",
     ),
     "scp_git.broadcast": ("Bus", "Event", "bus"),
     "scp_git.errors": (
@@ -82,9 +97,10 @@ _HOMES = {
         "UnsupportedRepository",
     ),
     "scp_git.ledger.tracking": ("TrackedRun",),
-    "scp_git.models": ("Run", "RunEvent"),
+    "scp_git.models": ("Run", "RunEvent", "SessionTrace", "TraceEvent"),
     "scp_git.settings": ("InvalidSettings", "Settings"),
     "scp_git.store": ("Store",),
+    "scp_git.trace.summary": ("Suggestion", "generate_summary", "suggest_classification"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -106,9 +122,12 @@ __all__ = [
     "Run",
     "RunEvent",
     "ScpGitError",
+    "SessionTrace",
     "Settings",
     "StorageFailed",
     "Store",
+    "Suggestion",
+    "TraceEvent",
     "TrackedRun",
     "UnsupportedRepository",
     "__version__",
@@ -116,16 +135,23 @@ __all__ = [
     "bus",
     "chat",
     "delete_run",
+    "delete_trace",
     "ensure_ledger",
     "flush",
+    "generate_summary",
     "get_run",
     "get_run_events",
+    "get_trace",
+    "iter_trace_events",
     "list_runs",
+    "list_traces",
     "open_store",
     "prune_runs",
     "pull_ledger",
     "push_ledger",
     "record_run",
+    "save_trace",
+    "suggest_classification",
     "track_run",
 ]
 

@@ -29,6 +29,11 @@ MODULE = {
     "push_ledger": "(project_root, *, remote='origin')",
     "pull_ledger": "(project_root, *, remote='origin')",
     "flush": "(project_root=None)",
+    "save_trace": "(project_root, trace)",
+    "get_trace": "(project_root, trace_id)",
+    "list_traces": "(project_root, *, n=20)",
+    "iter_trace_events": "(project_root, trace_id)",
+    "delete_trace": "(project_root, trace_id)",
 }
 VERBS = [name for name in MODULE if name not in ("push_ledger", "pull_ledger")]
 RETURNS = {
@@ -43,7 +48,18 @@ RETURNS = {
     "push_ledger": "bool",
     "pull_ledger": "bool",
     "flush": "None",
+    "save_trace": "None",
+    "get_trace": "SessionTrace | None",
+    "list_traces": "list[SessionTrace]",
+    "iter_trace_events": "AsyncIterator[TraceEvent]",
+    "delete_trace": "bool",
 }
+CONTEXTS = ("track_run",)
+"""They give a context manager, so they are no coroutine functions."""
+STREAMS = ("iter_trace_events",)
+"""They give an iterator: a plain one of ``Store``, async ones elsewhere."""
+PLAIN = {"generate_summary": "(trace)", "suggest_classification": "(trace)"}
+"""They look at nothing but their arguments: the same function for everybody."""
 
 
 def parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
@@ -65,11 +81,19 @@ def test_a_module_level_function_is_the_contracts(name: str) -> None:
     function = getattr(scp_git, name)
     assert spelled(function) == MODULE[name]
     assert name in scp_git.__all__
-    if name == "track_run":
+    if name in CONTEXTS:
         assert isinstance(function(".", "x"), AbstractAsyncContextManager)
     else:
-        assert inspect.iscoroutinefunction(function)
+        assert inspect.isasyncgenfunction(function) == (name in STREAMS)
+        assert inspect.iscoroutinefunction(function) == (name not in STREAMS)
         assert inspect.signature(function).return_annotation == RETURNS[name]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_function_is_the_contracts(name: str) -> None:
+    assert spelled(getattr(scp_git, name)) == PLAIN[name]
+    assert name in scp_git.__all__
+    assert not inspect.iscoroutinefunction(getattr(scp_git, name))
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -77,9 +101,10 @@ def test_a_module_level_function_is_the_contracts(name: str) -> None:
 def test_a_method_is_the_function_without_its_root(kind: type, name: str) -> None:
     method = getattr(kind, name)
     assert spelled(method) == without_root(MODULE[name])
-    assert inspect.iscoroutinefunction(method) == (kind is AsyncStore and name != "track_run")
-    if name != "track_run":
-        assert inspect.signature(method).return_annotation == RETURNS[name]
+    assert inspect.iscoroutinefunction(method) == (kind is AsyncStore and name not in (*CONTEXTS, *STREAMS))
+    if name not in CONTEXTS:
+        expected = RETURNS[name].replace("AsyncIterator", "Iterator" if kind is Store else "AsyncIterator")
+        assert inspect.signature(method).return_annotation == expected
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -15,11 +15,12 @@ import anyio
 
 from scp_git.aio.archive import AsyncArchiveVerbs
 from scp_git.aio.core import offload
+from scp_git.aio.traces import AsyncTraceVerbs
 from scp_git.settings import Settings
 from scp_git.store import Store
 
 
-class AsyncStore(AsyncArchiveVerbs):
+class AsyncStore(AsyncArchiveVerbs, AsyncTraceVerbs):
     """``Store`` for event loops; see there for what each verb guarantees and raises."""
 
 

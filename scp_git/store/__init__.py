@@ -7,7 +7,8 @@ objects in the calling thread. Errors are raised; absence is a value.
 from __future__ import annotations
 
 from scp_git.store.archive import ArchiveVerbs
+from scp_git.store.traces import TraceVerbs
 
 
-class Store(ArchiveVerbs):
+class Store(ArchiveVerbs, TraceVerbs):
     """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""
