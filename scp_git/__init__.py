@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         record_run,
         track_run,
     )
+    from scp_git.api.mentions import complete_mention, resolve_mentions
     from scp_git.api.traces import (
         delete_trace,
         get_trace,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         save_trace,
     )
     from scp_git.broadcast import Bus, Event, bus
+    from scp_git.chat.mentions import Mention
     from scp_git.errors import (
         AlreadyExists,
         AuthFailed,
@@ -80,7 +82,9 @@ _HOMES = {
         "list_traces",
         "save_trace",
     ),
+    "scp_git.api.mentions": ("complete_mention", "resolve_mentions"),
     "scp_git.broadcast": ("Bus", "Event", "bus"),
+    "scp_git.chat.mentions": ("Mention",),
     "scp_git.errors": (
         "AlreadyExists",
         "AuthFailed",
@@ -114,6 +118,7 @@ __all__ = [
     "InvalidId",
     "InvalidSettings",
     "KeyMissing",
+    "Mention",
     "NotARepository",
     "NotFound",
     "RecordTooLarge",
@@ -134,6 +139,7 @@ __all__ = [
     "archive_runs",
     "bus",
     "chat",
+    "complete_mention",
     "delete_run",
     "delete_trace",
     "ensure_ledger",
@@ -150,6 +156,7 @@ __all__ = [
     "pull_ledger",
     "push_ledger",
     "record_run",
+    "resolve_mentions",
     "save_trace",
     "suggest_classification",
     "track_run",

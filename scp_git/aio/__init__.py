@@ -15,12 +15,13 @@ import anyio
 
 from scp_git.aio.archive import AsyncArchiveVerbs
 from scp_git.aio.core import offload
+from scp_git.aio.mentions import AsyncMentionVerbs
 from scp_git.aio.traces import AsyncTraceVerbs
 from scp_git.settings import Settings
 from scp_git.store import Store
 
 
-class AsyncStore(AsyncArchiveVerbs, AsyncTraceVerbs):
+class AsyncStore(AsyncArchiveVerbs, AsyncMentionVerbs, AsyncTraceVerbs):
     """``Store`` for event loops; see there for what each verb guarantees and raises."""
 
 

@@ -114,6 +114,22 @@ class Odb:
             except (KeyError, ValueError):
                 return None
 
+    def size(self, oid: str) -> int:
+        """How many bytes an object has; 0 if it is not here."""
+        with translated(f"reading object {oid[:10]}"):
+            try:
+                return int(self._odb.read_header(oid)[1])
+            except (KeyError, ValueError):
+                return 0
+
+    def expand(self, digits: str) -> str | None:
+        """The id of the only object that begins with these hex digits; reads no object."""
+        with translated(f"looking for {digits[:10]}"):
+            try:
+                return str(self._repo.expand_id(digits))
+            except (KeyError, ValueError):
+                return None
+
 
 class Repository:
     """One repository as seen from ``root``: its folders, refs, identity and objects. Thread-safe.
