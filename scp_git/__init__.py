@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         RepositoryBusy,
         ScpGitError,
         StorageFailed,
+        TransferCancelled,
         UnsupportedRepository,
     )
     from scp_git.ledger.tracking import TrackedRun
@@ -98,6 +99,7 @@ _HOMES = {
         "RepositoryBusy",
         "ScpGitError",
         "StorageFailed",
+        "TransferCancelled",
         "UnsupportedRepository",
     ),
     "scp_git.ledger.tracking": ("TrackedRun",),
@@ -134,6 +136,7 @@ __all__ = [
     "Suggestion",
     "TraceEvent",
     "TrackedRun",
+    "TransferCancelled",
     "UnsupportedRepository",
     "__version__",
     "archive_runs",

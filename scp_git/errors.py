@@ -183,6 +183,12 @@ class AuthFailed(RemoteError):
     code = "auth-failed"
 
 
+class TransferCancelled(RemoteError):
+    """The caller did not want to wait for the remote any longer."""
+
+    code = "transfer-cancelled"
+
+
 def _describe(cause: BaseException) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         where = f" ({cause.filename})" if cause.filename else ""

@@ -25,7 +25,15 @@ from pygit2.enums import CheckoutStrategy, ConfigLevel, FileMode
 
 SHORT_S = 60
 FULL_S = 1800
-FOREIGN = ("EMAIL", "CONTENT_VAULT_ENC_KEY")
+FOREIGN = {
+    "EMAIL",
+    "CONTENT_VAULT_ENC_KEY",
+    "SCP_GIT_USERNAME",
+    "SCP_GIT_TOKEN",
+    "SCP_GIT_SSH_KEY",
+    "SSH_AUTH_SOCK",
+    *(name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")),
+}
 """Variables of whoever runs the tests that must not reach them, beside those of git."""
 NO_SKIP = os.environ.get("SCP_GIT_NO_SKIP") == "1"
 GIT_CONFIG = """\
@@ -144,6 +152,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for level in (ConfigLevel.SYSTEM, ConfigLevel.XDG, ConfigLevel.PROGRAMDATA):
         pygit2.settings.search_path[level] = str(empty)
     pygit2.settings.search_path[ConfigLevel.GLOBAL] = str(home)
+    pygit2.settings.homedir = str(home)  # libgit2 looks for .ssh/known_hosts there
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("GIT_") or name in FOREIGN]:
             patch.delenv(name)

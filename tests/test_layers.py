@@ -38,6 +38,7 @@ READS_ENVIRONMENT = {
     "cli": "the terminal and its user's choices",
     "web": "how a server is started",
     "chat.keys": "the key for encrypted text",
+    "git.credentials": "where users put tokens and keys, and what a credential helper inherits",
 }
 """Parts and modules that may read the process environment, each with the reason."""
 

@@ -207,9 +207,13 @@ class Repository:
 
     def config(self, prefix: str) -> dict[str, str]:
         """The git config values below ``prefix`` (lower-case, with its dot), keyed by the name's rest."""
+        return dict(self.config_entries(prefix))
+
+    def config_entries(self, prefix: str) -> list[tuple[str, str]]:
+        """As ``config``, but every value of a name that has several, in the order of the files."""
         with self.odb() as odb, translated("reading git config"):
             entries = [(_text(entry.raw_name), _text(entry.raw_value)) for entry in odb.config]
-        return {name[len(prefix) :]: value for name, value in entries if name.startswith(prefix)}
+        return [(name[len(prefix) :], value) for name, value in entries if name.startswith(prefix)]
 
     def _config_value(self, name: str) -> str:
         with self.odb() as odb, translated("reading git config"):

@@ -1,0 +1,303 @@
+"""One remote: what it advertises, fetching from it, pushing to it. Never a hang, never a second prompt.
+
+Always by an anonymous libgit2 remote with explicit refspecs: a named one would follow
+tags and move ``refs/remotes/``. Every failure is a ``RemoteError`` that says what
+happened and what to do; no secret is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pygit2
+from pygit2.enums import CredentialType, FetchPrune, RepositoryOpenFlag
+
+from scp_git.errors import AuthFailed, RemoteError, TransferCancelled
+from scp_git.git.credentials import Credentials, Key, Password, ask_helper, keys, passwords
+from scp_git.git.known_hosts import refusal
+from scp_git.git.transfer import Progress, Pulse, Stalled, Stopped, run_transfer, trust
+from scp_git.git.urls import Url, parse_url
+from scp_git.git.wording import explain, harmless, has_moved
+from scp_git.layout import LEDGER_REF
+
+Value = TypeVar("Value")
+
+_HELPER_S = 10.0
+_NO_FETCH_HEAD = 0
+_NO_TAGS = 2
+_PLAIN_REF = re.compile(r"refs/[^\x00-\x20\x7f~^:?*\[\\]+")
+_MAX_REF = 1024
+_MOVED = "the remote has changed meanwhile"
+
+
+class Remote:
+    """A remote repository, by URL.
+
+    ``name`` is for messages; ``git_dir`` (the common one) is where objects come from and
+    go to. ``cancelled`` is asked about twenty times a second; once it is true the transfer
+    ends with ``TransferCancelled``. An exception of ``on_progress`` ends it, too, and is raised.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        git_dir: Path,
+        timeout_s: float,
+        credentials: Credentials | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.name = name
+        self.url = parse_url(name, url)
+        self.git_dir = git_dir
+        self.timeout_s = timeout_s
+        self.credentials = credentials or Credentials.from_environment()
+        self.on_progress = on_progress
+        self.cancelled = cancelled
+
+    @property
+    def path(self) -> Path | None:
+        """The other repository, where it lies on this machine."""
+        return self.url.path
+
+    def refs(self) -> dict[str, str]:
+        """What the remote advertises now, full ref names to object ids; peeled and odd names are left out."""
+
+        def work(remote: pygit2.Remote, callbacks: _Callbacks) -> dict[str, str]:
+            heads = remote.list_heads(callbacks=callbacks, proxy=True)
+            return {head.name: str(head.oid) for head in heads if head.name and _is_plain(head.name)}
+
+        return self._run(work)
+
+    def fetch(self, refspecs: Sequence[str]) -> None:
+        """Fetch exactly these refspecs; no tags follow, nothing is pruned, ``FETCH_HEAD`` is left alone."""
+
+        def work(remote: pygit2.Remote, callbacks: _Callbacks) -> None:
+            remote.fetch(list(refspecs), callbacks=callbacks, prune=FetchPrune.NO_PRUNE, proxy=True)
+
+        self._run(work, fetching=True)
+
+    def push(self, refspecs: Sequence[str]) -> dict[str, str | None]:
+        """Push exactly these refspecs; returns each remote ref's answer: ``None``, or why it was refused."""
+
+        def work(remote: pygit2.Remote, callbacks: _Callbacks) -> dict[str, str | None]:
+            targets = [spec.rpartition(":")[2] for spec in refspecs]
+            try:
+                remote.push(list(refspecs), callbacks=callbacks, proxy=True)
+            except pygit2.GitError as exc:
+                if has_moved(str(exc)):  # nothing was sent
+                    return dict.fromkeys(targets, _MOVED)
+                raise
+            return {target: callbacks.answer(target) for target in targets}
+
+        return self._run(work)
+
+    # ------------------------------------------------------------ inside
+
+    def _run(self, work: Callable[[pygit2.Remote, _Callbacks], Value], *, fetching: bool = False) -> Value:
+        def transfer(pulse: Pulse) -> Value:
+            # All of pygit2's objects live and die in this thread.
+            git_dir = _apart(self.git_dir) if fetching else self.git_dir
+            repo = pygit2.Repository(str(git_dir), RepositoryOpenFlag.NO_SEARCH)
+            try:
+                return work(self._open(repo), _Callbacks(self, repo, pulse))
+            finally:
+                repo.free()
+
+        try:
+            return run_transfer(transfer, timeout_s=self.timeout_s, cancelled=self.cancelled)
+        except Stopped:
+            raise TransferCancelled(self.name, f"the transfer with {self.url.shown} was cancelled") from None
+        except Stalled:
+            raise RemoteError(self.name, explain(self.url, "timed out", self.timeout_s)) from None
+        except pygit2.AuthError as exc:
+            raise AuthFailed(self.name, explain(self.url, str(exc), self.timeout_s)) from None
+        except (pygit2.GitError, KeyError, ValueError, OSError) as exc:
+            if isinstance(exc, RemoteError):
+                raise
+            # From None: libgit2's own words may quote the URL.
+            raise RemoteError(self.name, explain(self.url, str(exc), self.timeout_s)) from None
+
+    def _open(self, repo: pygit2.Repository) -> pygit2.Remote:
+        remote = repo.remotes.create_anonymous(self.url.plain)
+        if remote.url != self.url.plain:
+            # libgit2 applies insteadOf once more, where git would not.
+            again = parse_url(self.name, remote.url or "")
+            if (again.scheme, again.host, again.port) != (self.url.scheme, self.url.host, self.url.port):
+                raise RemoteError(self.name, "url.*.insteadOf of git config leads to another host")
+        if self.url.scheme == "https":
+            self._trust_authorities(repo)
+        return remote
+
+    def _trust_authorities(self, repo: pygit2.Repository) -> None:
+        path = self.credentials.ca_file or _authorities(repo.config, self.url)
+        if path is None:
+            return
+        try:
+            trust(path)
+        except (OSError, pygit2.GitError):
+            reason = f"the certificate authorities in {path} cannot be read; see http.sslCAInfo"
+            raise RemoteError(self.name, reason) from None
+
+
+class _Callbacks(pygit2.RemoteCallbacks):
+    """What libgit2 asks and tells during one transfer."""
+
+    # Its text is not ours to decode: pygit2 fails on bytes that are no UTF-8.
+    sideband_progress = None  # type: ignore[assignment]
+
+    def __init__(self, remote: Remote, repo: pygit2.Repository, pulse: Pulse) -> None:
+        super().__init__()
+        self._remote = remote
+        self._repo = repo
+        self._pulse = pulse
+        self._tried: list[str] = []
+        self._sources: dict[str, Iterator[Key] | Iterator[Password]] = {}
+        self._answers: dict[str, str | None] = {}
+
+    @property
+    def fetch_options(self) -> Any:
+        """libgit2's options, as pygit2 builds them for a fetch."""
+        return self._fetch_options
+
+    @fetch_options.setter
+    def fetch_options(self, options: Any) -> None:
+        options.update_fetchhead = _NO_FETCH_HEAD
+        options.download_tags = _NO_TAGS
+        self._fetch_options = options
+
+    # ------------------------------------------------------------ progress and answers
+
+    def transfer_progress(self, stats: pygit2.remotes.TransferProgress) -> None:
+        self._tell(Progress(False, stats.received_objects, stats.total_objects, stats.received_bytes))
+
+    def push_transfer_progress(self, objects_pushed: int, total_objects: int, bytes_pushed: int) -> None:
+        self._tell(Progress(True, objects_pushed, total_objects, bytes_pushed))
+
+    def _tell(self, progress: Progress) -> None:
+        self._pulse.beat()
+        if self._remote.on_progress is not None:
+            self._remote.on_progress(progress)
+
+    def push_update_reference(self, refname: str, message: str | None) -> None:
+        self._answers[refname] = harmless(message, self._remote.url.secrets) if message else None
+
+    def answer(self, ref: str) -> str | None:
+        return self._answers.get(ref, "the remote gave no answer for this ref")
+
+    # ------------------------------------------------------------ who they are, and who we are
+
+    def certificate_check(self, certificate: None, valid: bool, host: bytes) -> bool:
+        self._pulse.beat()
+        remote = self._remote
+        if not valid and remote.url.scheme == "ssh":
+            raise RemoteError(remote.name, refusal(remote.url, _ssh_folder() / "known_hosts"))
+        if not valid:
+            raise RemoteError(remote.name, explain(remote.url, "certificate", remote.timeout_s))
+        return True
+
+    def credentials(
+        self, url: str, username_from_url: str | None, allowed_types: CredentialType
+    ) -> pygit2.credentials.Username | pygit2.UserPass | pygit2.Keypair:
+        self._pulse.beat()
+        user = username_from_url or self._remote.url.user or "git"
+        if allowed_types & CredentialType.SSH_KEY:
+            key = next(self._source("keys"), None)
+            if isinstance(key, Key):
+                self._tried.append(key.source)
+                if key.path is None:
+                    return pygit2.KeypairFromAgent(user)
+                return pygit2.Keypair(user, None, str(key.path), key.passphrase)
+        if allowed_types & CredentialType.USERPASS_PLAINTEXT:
+            password = next(self._source("passwords"), None)
+            if isinstance(password, Password):
+                self._tried.append(password.source)
+                return pygit2.UserPass(password.username, password.password)
+        if allowed_types == CredentialType.USERNAME:
+            return pygit2.Username(user)
+        raise AuthFailed(self._remote.name, self._nothing_left())
+
+    def _source(self, kind: str) -> Iterator[Key] | Iterator[Password]:
+        if kind not in self._sources:
+            remote, home = self._remote, _home()
+            self._sources[kind] = (
+                keys(remote.credentials, home=home)
+                if kind == "keys"
+                else passwords(remote.url, remote.credentials, home=home, helper=self._ask_helper)
+            )
+        return self._sources[kind]
+
+    def _ask_helper(self) -> Password | None:
+        if not any(_is_helper(entry.name) for entry in self._repo.config):
+            return None
+        return ask_helper(self._remote.url, self._remote.git_dir, _HELPER_S)
+
+    def _nothing_left(self) -> str:
+        shown, ssh = self._remote.url.shown, self._remote.url.scheme == "ssh"
+        advice = "set SCP_GIT_TOKEN, or store them where git finds them"
+        if ssh:
+            advice = "add your key to the ssh agent, or name its file in SCP_GIT_SSH_KEY"
+        if not self._tried:
+            wanted = "a key" if ssh else "a user name and a password"
+            return f"{shown} wants {wanted} and there is none; {advice}"
+        return f"{shown} did not accept the credentials from {', '.join(self._tried)}; {advice}"
+
+
+def _apart(git_dir: Path) -> Path:
+    """A git dir with the refs and objects of ``git_dir``, and a ``FETCH_HEAD`` of its own.
+
+    libgit2 empties that file at each fetch, even when told not to write it.
+    """
+    folder = git_dir / "scp" / "transfer"
+    if not (folder / "HEAD").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("commondir", "../..\n"), ("HEAD", f"ref: {LEDGER_REF}\n")):
+            scratch = folder / f"{name}.{os.getpid()}.{threading.get_ident()}"
+            scratch.write_text(text)
+            scratch.replace(folder / name)
+    return folder
+
+
+def _home() -> Path:
+    """The home folder as libgit2 knows it, which looks for ``known_hosts`` there."""
+    return Path(pygit2.settings.homedir or "/nonexistent")
+
+
+def _ssh_folder() -> Path:
+    return _home() / ".ssh"
+
+
+def _is_helper(name: str) -> bool:
+    return name.startswith("credential.") and name.endswith(".helper")
+
+
+def _authorities(config: pygit2.Config, url: Url) -> Path | None:
+    """``http.<url>.sslCAInfo`` with the longest URL that fits, else ``http.sslCAInfo``."""
+    best, found = -1, None
+    for entry in config:
+        if entry.name.startswith("http.") and entry.name.endswith(".sslcainfo"):
+            place = entry.name[len("http.") : -len(".sslcainfo")] if entry.name.count(".") > 1 else ""
+            if url.shown.startswith(place) and len(place) >= best and entry.value:
+                best, found = len(place), Path(entry.value).expanduser()
+    return found
+
+
+def _is_plain(name: str) -> bool:
+    """Whether an advertised name is a ref that git would accept."""
+    return (
+        len(name) <= _MAX_REF
+        and _PLAIN_REF.fullmatch(name) is not None
+        and ".." not in name
+        and "@{" not in name
+        and "//" not in name
+        and not name.endswith(("/", ".", ".lock"))
+        and not any(part.startswith(".") or part.endswith(".lock") for part in name.split("/"))
+        and name.isprintable()
+    )
