@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from scp_git import chat
     from scp_git.aio import AsyncStore, open_store
     from scp_git.api.archive import archive_runs
+    from scp_git.api.chat import (
+        create_thread,
+        delete_message,
+        delete_thread,
+        list_messages,
+        list_threads,
+        send_message,
+        set_message_flags,
+    )
     from scp_git.api.core import flush
     from scp_git.api.feed import change_token, changes
     from scp_git.api.ledger import (
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
         DecryptFailed,
         InvalidId,
         KeyMissing,
+        NotAllowed,
         NotARepository,
         NotFound,
         RecordTooLarge,
@@ -57,7 +67,7 @@ if TYPE_CHECKING:
     )
     from scp_git.feed import Change
     from scp_git.ledger.tracking import TrackedRun
-    from scp_git.models import Run, RunEvent, SessionTrace, TraceEvent
+    from scp_git.models import ChatMessage, MessageFlags, Run, RunEvent, SessionTrace, Thread, TraceEvent
     from scp_git.settings import InvalidSettings, Settings
     from scp_git.store import Store
     from scp_git.trace.summary import Suggestion, generate_summary, suggest_classification
@@ -65,6 +75,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
     "scp_git.api.archive": ("archive_runs",),
+    "scp_git.api.chat": (
+        "create_thread",
+        "delete_message",
+        "delete_thread",
+        "list_messages",
+        "list_threads",
+        "send_message",
+        "set_message_flags",
+    ),
     "scp_git.api.core": ("flush",),
     "scp_git.api.feed": ("change_token", "changes"),
     "scp_git.api.ledger": (
@@ -96,6 +115,7 @@ _HOMES = {
         "InvalidId",
         "KeyMissing",
         "NotARepository",
+        "NotAllowed",
         "NotFound",
         "RecordTooLarge",
         "RemoteError",
@@ -107,7 +127,15 @@ _HOMES = {
     ),
     "scp_git.feed": ("Change",),
     "scp_git.ledger.tracking": ("TrackedRun",),
-    "scp_git.models": ("Run", "RunEvent", "SessionTrace", "TraceEvent"),
+    "scp_git.models": (
+        "ChatMessage",
+        "MessageFlags",
+        "Run",
+        "RunEvent",
+        "SessionTrace",
+        "Thread",
+        "TraceEvent",
+    ),
     "scp_git.settings": ("InvalidSettings", "Settings"),
     "scp_git.store": ("Store",),
     "scp_git.trace.summary": ("Suggestion", "generate_summary", "suggest_classification"),
@@ -120,13 +148,16 @@ __all__ = [
     "AuthFailed",
     "Bus",
     "Change",
+    "ChatMessage",
     "DecryptFailed",
     "Event",
     "InvalidId",
     "InvalidSettings",
     "KeyMissing",
     "Mention",
+    "MessageFlags",
     "NotARepository",
+    "NotAllowed",
     "NotFound",
     "RecordTooLarge",
     "RemoteError",
@@ -139,6 +170,7 @@ __all__ = [
     "StorageFailed",
     "Store",
     "Suggestion",
+    "Thread",
     "TraceEvent",
     "TrackedRun",
     "TransferCancelled",
@@ -150,7 +182,10 @@ __all__ = [
     "changes",
     "chat",
     "complete_mention",
+    "create_thread",
+    "delete_message",
     "delete_run",
+    "delete_thread",
     "delete_trace",
     "ensure_ledger",
     "flush",
@@ -159,7 +194,9 @@ __all__ = [
     "get_run_events",
     "get_trace",
     "iter_trace_events",
+    "list_messages",
     "list_runs",
+    "list_threads",
     "list_traces",
     "open_store",
     "prune_runs",
@@ -168,6 +205,8 @@ __all__ = [
     "record_run",
     "resolve_mentions",
     "save_trace",
+    "send_message",
+    "set_message_flags",
     "suggest_classification",
     "track_run",
 ]

@@ -81,6 +81,17 @@ class AlreadyExists(ScpGitError, ValueError):
         self.deleted = deleted
 
 
+class NotAllowed(ScpGitError, ValueError):
+    """Something that must stay as it is."""
+
+    code = "not-allowed"
+
+    def __init__(self, doing: str, reason: str) -> None:
+        super().__init__(f"{doing} is not allowed: {reason}; nothing was changed")
+        self.doing = doing
+        self.reason = reason
+
+
 class RecordTooLarge(ScpGitError, ValueError):
     """A record or a line beyond the stated limit."""
 

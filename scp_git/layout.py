@@ -34,6 +34,9 @@ DELETED = "deleted"
 
 RUN_FILE = "run.json"
 TRACE_FILE = "trace.json"
+THREAD_FILE = "thread.json"
+GENERAL = "general"
+"""The id of the thread that is always there."""
 MESSAGES_FILE = "messages.jsonl"
 
 RecordKind = Literal[
@@ -56,6 +59,7 @@ _DELETIONS: dict[str, RecordKind] = {
 }
 _DATE_IN_ID = re.compile(r"run_(\d{4})-(\d{2})-(\d{2})T")
 _HEX = frozenset("0123456789abcdef")
+_SPLIT = re.compile(r"messages-(\d{4}-\d{2}-\d{2}T)(\d{2})(\d{2})(\d{2}\.\d{6})-(.+)\.jsonl")
 _PART = re.compile(r"(events|messages)(?:-[A-Za-z0-9._-]+)?\.jsonl")
 
 
@@ -91,6 +95,10 @@ def run_chat_dir(run_id: str) -> str:
     return f"{RUN_CHAT}/{run_id}"
 
 
+def thread_dir(thread_id: str) -> str:
+    return f"{THREADS}/{thread_id}"
+
+
 def run_tag_ref(run_id: str) -> str:
     return RUN_TAG_PREFIX + run_id
 
@@ -115,6 +123,22 @@ def is_part(stem: str, name: str) -> bool:
     """Whether a file of a folder belongs to the stream ``events`` or ``messages``."""
     match = _PART.fullmatch(name)
     return match is not None and match[1] == stem
+
+
+def messages_part(ts: str, id: str) -> str:
+    """The part of a conversation that begins with the message of this (stored) time and id."""
+    return f"messages-{ts[:26].replace(':', '')}-{id}.jsonl" if id else MESSAGES_FILE
+
+
+def split_key(name: str) -> tuple[str, str] | None:
+    """The time and id that a part's name gives, empty for the first part; ``None`` for any other name."""
+    if name == MESSAGES_FILE:
+        return "", ""
+    match = _SPLIT.fullmatch(name)
+    if match is None or not is_valid_id(match[5]):
+        return None
+    day, hours, minutes, seconds, id = match.groups()
+    return f"{day}{hours}:{minutes}:{seconds}+00:00", id
 
 
 def is_run_file(name: str) -> bool:

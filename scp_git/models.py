@@ -31,7 +31,9 @@ Time = Annotated[Text, BeforeValidator(_normalise_time)]
 """A stored time, or empty; ``datetime`` and any ISO 8601 spelling are accepted."""
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Flag = Annotated[bool, Field(strict=True)]
 Status = Literal["ok", "failed", "partial"]
+Source = Literal["manual", "trace", "system"]
 
 
 class Record(BaseModel):
@@ -144,4 +146,57 @@ class SessionTrace(Record):
             self.__dict__["trace_id"] = make_id("trace", self.started_at)
         if not self.event_count:
             self.__dict__["event_count"] = len(self.events)
+        return self
+
+
+class MessageFlags(Record):
+    """``publish``: may be rendered for everybody. ``encrypted``: the stored text is ``ENC:v1:...``."""
+
+    publish: Flag = False
+    encrypted: Flag = False
+
+
+class ChatMessage(Record):
+    """What somebody said about a run, in a thread, or both.
+
+    ``user`` may stay empty: sending fills it with the git identity. ``flags.encrypted``
+    alone says whether ``text`` is a ciphertext, whatever it looks like.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    id: Text = ""
+    ts: Time = ""
+    user: Text = ""
+    text: Text = ""
+    thread_id: Text | None = None
+    run_id: Text | None = None
+    source: Source = "manual"
+    flags: MessageFlags = Field(default_factory=MessageFlags)
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        if not self.ts:
+            self.__dict__["ts"] = now_iso()
+        if not self.id:
+            self.__dict__["id"] = make_id("msg", self.ts)
+        return self
+
+
+class Thread(Record):
+    """A conversation with a title; ``anchor_run`` is the run that it is about, if any."""
+
+    thread_id: Text = ""
+    title: Text = ""
+    created_at: Time = ""
+    created_by: Text = ""
+    anchor_run: Text | None = None
+    tags: list[Text] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        if not self.created_at:
+            self.__dict__["created_at"] = now_iso()
+        if not self.thread_id:
+            self.__dict__["thread_id"] = make_id("thread", self.created_at)
         return self

@@ -38,6 +38,14 @@ MODULE = {
     "list_traces": "(project_root, *, n=20)",
     "iter_trace_events": "(project_root, trace_id)",
     "delete_trace": "(project_root, trace_id)",
+    "send_message": "(project_root, text, *, user='', thread_id=None, run_id=None, publish=False,"
+    " encrypt=False, source='manual')",
+    "list_messages": "(project_root, *, run_id=None, thread_id=None, n=50, before=None)",
+    "create_thread": "(project_root, title, *, user='', anchor_run=None, tags=None)",
+    "list_threads": "(project_root)",
+    "delete_message": "(project_root, message_id, *, run_id=None, thread_id=None)",
+    "delete_thread": "(project_root, thread_id)",
+    "set_message_flags": "(project_root, message_id, *, publish, run_id=None, thread_id=None)",
 }
 VERBS = [name for name in MODULE if name not in ("push_ledger", "pull_ledger")]
 RETURNS = {
@@ -61,6 +69,13 @@ RETURNS = {
     "list_traces": "list[SessionTrace]",
     "iter_trace_events": "AsyncIterator[TraceEvent]",
     "delete_trace": "bool",
+    "send_message": "ChatMessage",
+    "list_messages": "list[ChatMessage]",
+    "create_thread": "Thread",
+    "list_threads": "list[Thread]",
+    "delete_message": "bool",
+    "delete_thread": "bool",
+    "set_message_flags": "ChatMessage",
 }
 CONTEXTS = ("track_run",)
 """They give a context manager, so they are no coroutine functions."""

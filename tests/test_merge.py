@@ -491,11 +491,16 @@ def test_of_two_versions_of_a_message(name: str, path: str) -> None:
 
 
 def test_messages_are_united_sorted_and_none_hides_another() -> None:
-    one = line("m2") + b"\n\n" + line("m1") + b"not json\n"
-    two = line("m3", ts="s") + line("m1") + b'{"no":"id"}\n'
+    one = (
+        line("m2", ts="2026-02-17T20:46:00Z")
+        + b"\n\n"
+        + line("m1", ts="2026-02-17T20:46:00Z")
+        + b"not json\n"
+    )
+    two = line("m3", ts="2026-02-17T21:45:00+01:00") + b'{"no":"id"}\n'
     united = merged_file("chat/threads/t/messages.jsonl", one, two)
     assert united.endswith(b"\n") and b"\n\n" not in united
-    assert [json.loads(text)["id"] for text in united.splitlines()[:3]] == ["m3", "m1", "m2"]
+    assert [json.loads(text)["id"] for text in united.splitlines()[2:]] == ["m3", "m1", "m2"]
     assert {b"not json", b'{"no":"id"}'} <= set(united.splitlines()) and len(united.splitlines()) == 5
 
 

@@ -27,6 +27,7 @@ from scp_git import (
     InvalidId,
     InvalidSettings,
     KeyMissing,
+    NotAllowed,
     NotARepository,
     NotFound,
     RecordTooLarge,
@@ -37,6 +38,7 @@ from scp_git import (
     Settings,
     StorageFailed,
     Store,
+    TransferCancelled,
     UnsupportedRepository,
     bus,
 )
@@ -74,6 +76,7 @@ ERRORS: list[tuple[ScpGitError, type[Exception], str, dict[str, object]]] = [
     (NotFound("run", "r"), LookupError, "not-found", {"kind": "run", "id": "r"}),
     (InvalidId("run", "../x"), ValueError, "invalid-id", {"kind": "run", "id": "../x"}),
     (AlreadyExists("run", "r", deleted=True), ValueError, "already-exists", {"id": "r", "deleted": True}),
+    (NotAllowed("deleting it", "it stays"), ValueError, "not-allowed", {"doing": "deleting it"}),
     (RecordTooLarge("run", "r", 5, 4), ValueError, "record-too-large", {"id": "r", "size": 5, "limit": 4}),
     (KeyMissing(), ValueError, "key-missing", {}),
     (DecryptFailed(), ValueError, "decrypt-failed", {}),
@@ -84,6 +87,7 @@ ERRORS: list[tuple[ScpGitError, type[Exception], str, dict[str, object]]] = [
     (StorageFailed("writing", "damaged"), OSError, "storage-failed", {"doing": "writing", "errno": None}),
     (RemoteError("origin", "gone"), ConnectionError, "remote-error", {"remote": "origin"}),
     (AuthFailed("origin", "who?"), RemoteError, "auth-failed", {"remote": "origin"}),
+    (TransferCancelled("origin", "enough"), RemoteError, "transfer-cancelled", {"remote": "origin"}),
     (InvalidSettings("hot_max", "no"), ValueError, "invalid-settings", {"name": "hot_max"}),
 ]
 

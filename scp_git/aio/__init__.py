@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from scp_git.aio.archive import AsyncArchiveVerbs
+from scp_git.aio.chat import AsyncChatVerbs
 from scp_git.aio.core import offload
 from scp_git.aio.feed import AsyncFeedVerbs
 from scp_git.aio.mentions import AsyncMentionVerbs
@@ -24,6 +25,7 @@ from scp_git.store import Store
 
 class AsyncStore(
     AsyncArchiveVerbs,
+    AsyncChatVerbs,
     AsyncFeedVerbs,
     AsyncMentionVerbs,
     AsyncTraceVerbs,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from scp_git.codec import MAX_RECORD_BYTES, JsonObject, load_object, tag_message
-from scp_git.git.objects import Anchor, encode_tag
+from scp_git.git.objects import TAG, Anchor, encode_tag, hash_object
 from scp_git.git.tree import TreeEditor
 from scp_git.layout import RUN_FILE, archived_run_dir, run_dir, run_tag_name
 
@@ -46,3 +46,19 @@ def read_record(editor: TreeEditor, path: str) -> JsonObject | None:
 def run_tag(run_id: str, record: dict[str, Any], anchor: Anchor) -> bytes:
     """The run's tag object, byte for byte; ``ValueError`` if the record cannot be spelled."""
     return encode_tag(run_tag_name(run_id), anchor.target, anchor.tagger, tag_message(record))
+
+
+def anchored_tag(state: State, run_id: str) -> str | None:
+    """The id of the tag object that a run's anchor gives, whether or not the object is here.
+
+    ``None`` where there is no such run, or it has no anchor yet.
+    """
+    found = find_run(state, run_id)
+    record = read_record(found[0], f"{found[1]}/{RUN_FILE}") if found else None
+    anchor = Anchor.parse(record.get("anchor")) if record else None
+    if record is None or anchor is None:
+        return None
+    try:
+        return hash_object(TAG, run_tag(run_id, record, anchor))
+    except ValueError:  # a foreign record that cannot be spelled in UTF-8
+        return None

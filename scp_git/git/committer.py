@@ -24,7 +24,7 @@ from scp_git.git.objects import BLOB, COMMIT, TAG, ObjectStore, encode_commit, t
 from scp_git.git.pack import Pack, encode_entry, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
 from scp_git.git.transaction import Footing, Operation, Transaction
-from scp_git.git.tree import EMPTY_TREE, TreeEditor, raw_oid
+from scp_git.git.tree import EMPTY_TREE, TreeEditor, drop_unused_files, raw_oid
 from scp_git.git.untagged import Untagged
 from scp_git.git.view import View
 from scp_git.ids import is_valid_id
@@ -280,6 +280,8 @@ class Committer:
         return changes
 
     def _write_pack(self, tx: Transaction) -> Pack | None:
+        if any(editor.rewrote() for editor in (tx.ledger, tx.archive, tx.notes)):
+            drop_unused_files(tx.store)
         count = tx.store.count()
         entries = (encode_entry(*added) for added in tx.store.objects())
         folder = self.repository.common_dir

@@ -13,10 +13,14 @@ from scp_git.layout import ARCHIVE_REF, FORMAT_PATH, LEDGER_REF, NOTES_REF
 
 @dataclass(slots=True)
 class Snapshot:
-    """The state as it is at one moment; the ledger's tip is read first, the archive's last."""
+    """The state as it is at one moment.
 
-    ledger: TreeEditor
+    The tips are read in the order in which things move: a message from a note to the
+    ledger (never back), a run from the ledger to the archive. So nothing is missed.
+    """
+
     notes: TreeEditor
+    ledger: TreeEditor
     archive: TreeEditor
 
 
@@ -24,7 +28,7 @@ def snapshot(repository: Repository, odb: Odb) -> Snapshot:
     """The present state, for reading."""
     store = ObjectStore(odb)
     editors = []
-    for ref in (LEDGER_REF, NOTES_REF, ARCHIVE_REF):
+    for ref in (NOTES_REF, LEDGER_REF, ARCHIVE_REF):
         tip = repository.refs.read(ref)
         data = store.find(tip, "commit") if tip else None
         editors.append(TreeEditor(store, parse_commit(data).tree if data else None))

@@ -240,6 +240,10 @@ class TreeEditor:
         """Every file changed since ``start``: its path, and its new blob id or None."""
         return dict(self._touched)
 
+    def rewrote(self) -> bool:
+        """Whether a file was changed more than once since ``start``."""
+        return len(self._touched) != len(self.touched())
+
     def write(self) -> str:
         """Add all changed trees to the store; returns the id of the root."""
         return self.root.write(self.store)
@@ -305,3 +309,11 @@ class TreeEditor:
         if oid == EMPTY_TREE:
             return Tree(EMPTY_TREE, b"")
         return Tree(oid, self.store.read(oid, TREE))
+
+
+def drop_unused_files(store: ObjectStore) -> None:
+    """Forget the added files that no added tree names: they were replaced again before they were written."""
+    trees = [data for kind, data in store.added.values() if kind == TREE]
+    used = {raw_oid(raw) for data in trees for raw, _, _ in _ENTRY.findall(data)}
+    for oid in [oid for oid, (kind, _) in store.added.items() if kind == BLOB and oid not in used]:
+        del store.added[oid]

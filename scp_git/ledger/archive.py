@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scp_git.errors import StorageFailed
-from scp_git.git.anchors import find_run, read_record
+from scp_git.git.anchors import anchored_tag, read_record
 from scp_git.git.transaction import Transaction
 from scp_git.git.tree import decode_name, is_dir
 from scp_git.ids import is_valid_id
 from scp_git.layout import RUN_FILE, RUNS, archived_run_dir, run_dir
-from scp_git.ledger.operations import anchored_tag
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +135,8 @@ class ArchiveRuns:
 
 
 def _drop_tag(tx: Transaction, run_id: str) -> bool:
-    found, tag = find_run(tx, run_id), tx.tag(run_id)
-    if found is None or tag is None or anchored_tag(*found, run_id) != tag:
+    tag = tx.tag(run_id)
+    if tag is None or anchored_tag(tx, run_id) != tag:
         return False
     tx.remove_tag(run_id)
     return True

@@ -20,9 +20,9 @@ from scp_git.codec import (
     tag_message,
 )
 from scp_git.errors import AlreadyExists, RecordTooLarge
-from scp_git.git.anchors import find_run, read_record, run_tag
+from scp_git.git.anchors import anchored_tag, find_run, read_record, run_tag
 from scp_git.git.notes import remove_note
-from scp_git.git.objects import TAG, Anchor, hash_object
+from scp_git.git.objects import Anchor
 from scp_git.git.transaction import Transaction
 from scp_git.git.tree import TreeEditor
 from scp_git.ids import check_id, clock, format_time, is_valid_id, now_iso, parse_time
@@ -170,11 +170,9 @@ class DeleteRuns:
         return [run_id for run_id in self.run_ids if self._delete(tx, run_id)]
 
     def _delete(self, tx: Transaction, run_id: str) -> bool:
-        found = find_run(tx, run_id)
-        if found is None:
+        if find_run(tx, run_id) is None:
             return False
-        editor, folder = found
-        tags = {tag for tag in (tx.remove_tag(run_id), anchored_tag(editor, folder, run_id)) if tag}
+        tags = {tag for tag in (tx.remove_tag(run_id), anchored_tag(tx, run_id)) if tag}
         for tag in tags:
             remove_note(tx.notes, tag)
         # A crash without fsync may have left a run that was on its way to the archive in both places.
@@ -203,18 +201,6 @@ def read_events(editor: TreeEditor, folder: str) -> list[JsonObject]:
 def _seq(event: JsonObject) -> int:
     seq = event.get("seq")
     return seq if isinstance(seq, int) else 2**63
-
-
-def anchored_tag(editor: TreeEditor, folder: str, run_id: str) -> str | None:
-    """The id of the tag object that the run's anchor gives."""
-    record = read_record(editor, f"{folder}/{RUN_FILE}")
-    anchor = Anchor.parse(record.get("anchor")) if record else None
-    if record is None or anchor is None:
-        return None
-    try:
-        return hash_object(TAG, run_tag(run_id, record, anchor))
-    except ValueError:  # a foreign record that cannot be spelled in UTF-8
-        return None
 
 
 def _fill_times(run: Run) -> None:

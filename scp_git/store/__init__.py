@@ -7,6 +7,7 @@ objects in the calling thread. Errors are raised; absence is a value.
 from __future__ import annotations
 
 from scp_git.store.archive import ArchiveVerbs
+from scp_git.store.chat import ChatVerbs
 from scp_git.store.feed import FeedVerbs
 from scp_git.store.mentions import MentionVerbs
 from scp_git.store.traces import TraceVerbs
@@ -14,6 +15,7 @@ from scp_git.store.traces import TraceVerbs
 
 class Store(
     ArchiveVerbs,
+    ChatVerbs,
     FeedVerbs,
     MentionVerbs,
     TraceVerbs,
