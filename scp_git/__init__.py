@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from scp_git.models import ChatMessage, MessageFlags, Run, RunEvent, SessionTrace, Thread, TraceEvent
     from scp_git.settings import InvalidSettings, Settings
     from scp_git.store import Store
+    from scp_git.trace.export import trace_to_otlp
     from scp_git.trace.summary import Suggestion, generate_summary, suggest_classification
 
 _HOMES = {
@@ -138,6 +139,7 @@ _HOMES = {
     ),
     "scp_git.settings": ("InvalidSettings", "Settings"),
     "scp_git.store": ("Store",),
+    "scp_git.trace.export": ("trace_to_otlp",),
     "scp_git.trace.summary": ("Suggestion", "generate_summary", "suggest_classification"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -208,6 +210,7 @@ __all__ = [
     "send_message",
     "set_message_flags",
     "suggest_classification",
+    "trace_to_otlp",
     "track_run",
 ]
 

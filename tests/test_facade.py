@@ -81,7 +81,7 @@ CONTEXTS = ("track_run",)
 """They give a context manager, so they are no coroutine functions."""
 STREAMS = ("iter_trace_events", "changes")
 """They give an iterator: a plain one of ``Store``, async ones elsewhere."""
-PLAIN = {"generate_summary": "(trace)", "suggest_classification": "(trace)"}
+PLAIN = {"generate_summary": "(trace)", "suggest_classification": "(trace)", "trace_to_otlp": "(trace)"}
 """They look at nothing but their arguments: the same function for everybody."""
 
 
