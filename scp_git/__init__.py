@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from scp_git import chat
     from scp_git.aio import AsyncStore, open_store
-    from scp_git.api.archive import archive_runs
+    from scp_git.api.archive import archive_runs, import_runs
     from scp_git.api.chat import (
         create_thread,
         delete_message,
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         UnsupportedRepository,
     )
     from scp_git.feed import Change
+    from scp_git.ledger.importing import ImportReport, Rejected
     from scp_git.ledger.tracking import TrackedRun
     from scp_git.models import ChatMessage, MessageFlags, Run, RunEvent, SessionTrace, Thread, TraceEvent
     from scp_git.settings import InvalidSettings, Settings
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
-    "scp_git.api.archive": ("archive_runs",),
+    "scp_git.api.archive": ("archive_runs", "import_runs"),
     "scp_git.api.chat": (
         "create_thread",
         "delete_message",
@@ -127,6 +128,7 @@ _HOMES = {
         "UnsupportedRepository",
     ),
     "scp_git.feed": ("Change",),
+    "scp_git.ledger.importing": ("ImportReport", "Rejected"),
     "scp_git.ledger.tracking": ("TrackedRun",),
     "scp_git.models": (
         "ChatMessage",
@@ -153,6 +155,7 @@ __all__ = [
     "ChatMessage",
     "DecryptFailed",
     "Event",
+    "ImportReport",
     "InvalidId",
     "InvalidSettings",
     "KeyMissing",
@@ -162,6 +165,7 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "RecordTooLarge",
+    "Rejected",
     "RemoteError",
     "RepositoryBusy",
     "Run",
@@ -195,6 +199,7 @@ __all__ = [
     "get_run",
     "get_run_events",
     "get_trace",
+    "import_runs",
     "iter_trace_events",
     "list_messages",
     "list_runs",
