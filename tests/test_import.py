@@ -265,7 +265,7 @@ async def test_the_loop_stays_free_while_importing(repo: Path) -> None:
         await store.import_runs(items(3000))
         tasks.cancel_scope.cancel()
     # Threads share the interpreter in turns of 5 ms; a loop that waited for a batch would stand for a second.
-    assert max(gaps) < 0.5 and len(gaps) > 20
+    assert max(gaps) < 1 and len(gaps) > 20
 
 
 async def test_a_cancelled_import_stops_and_keeps_what_it_stored(repo: Path) -> None:
