@@ -102,12 +102,7 @@ def dump_lines(values: Iterable[object]) -> bytes:
 def load_object(data: bytes) -> JsonObject:
     """Parse one JSON object; ``ValueError`` for anything else."""
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
+        value = _decode(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
@@ -144,6 +139,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError("a number is out of range")
     return number
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+).decode
 
 
 # ---------------------------------------------------------------- anchors and tag messages

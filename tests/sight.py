@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pygit2
+from pygit2.enums import FileMode
 
 from scp_git import Store
 
@@ -32,3 +33,19 @@ def tagged(root: Path) -> set[str]:
     return {
         name.removeprefix(prefix) for name in pygit2.Repository(root).references if name.startswith(prefix)
     }
+
+
+def put_files(root: Path, files: dict[str, bytes | None], ref: str = "refs/heads/scp-ledger") -> None:
+    """Change files of a branch in one commit, as somebody who does not know this library would."""
+    repository = pygit2.Repository(root)
+    parents = [repository.references[ref].target] if ref in repository.references else []
+    index = pygit2.Index()
+    if parents:
+        index.read_tree(repository[parents[0]].tree)
+    for path, data in files.items():
+        if data is None:
+            index.remove(path)
+        else:
+            index.add(pygit2.IndexEntry(path, repository.create_blob(data), FileMode.BLOB))
+    eve = pygit2.Signature("Eve", "eve@example.org")
+    repository.create_commit(ref, eve, eve, "by hand", index.write_tree(repository), parents)

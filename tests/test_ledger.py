@@ -18,7 +18,7 @@ import pygit2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pygit2.enums import FileMode, ObjectType
+from pygit2.enums import ObjectType
 
 import scp_git
 from scp_git import (
@@ -32,6 +32,7 @@ from scp_git import (
     UnsupportedRepository,
     open_store,
 )
+from tests.sight import put_files
 
 SOURCES = Path(scp_git.__file__).parents[1]
 MakeRepo = Callable[..., Path]
@@ -99,22 +100,6 @@ def add_commit(root: Path, message: str = "more") -> str:
     parents = [] if repository.head_is_unborn else [repository.head.target]
     tree = repository.TreeBuilder().write() if not parents else repository[parents[0]].tree_id
     return str(repository.create_commit("HEAD", ada, ada, message, tree, parents))
-
-
-def put_files(root: Path, files: dict[str, bytes | None], ref: str = "refs/heads/scp-ledger") -> None:
-    """Change files of a branch in one commit, as somebody who does not know this library would."""
-    repository = pygit2.Repository(root)
-    parents = [repository.references[ref].target] if ref in repository.references else []
-    index = pygit2.Index()
-    if parents:
-        index.read_tree(repository[parents[0]].tree)
-    for path, data in files.items():
-        if data is None:
-            index.remove(path)
-        else:
-            index.add(pygit2.IndexEntry(path, repository.create_blob(data), FileMode.BLOB))
-    eve = pygit2.Signature("Eve", "eve@example.org")
-    repository.create_commit(ref, eve, eve, "by hand", index.write_tree(repository), parents)
 
 
 def elsewhere(code: str, *args: str | Path) -> str:

@@ -11,16 +11,19 @@ from pydantic import ValidationError
 
 from scp_git.codec import MAX_RECORD_BYTES, JsonObject, load_object
 from scp_git.git.anchors import find_run, read_record
-from scp_git.git.handle import Odb, Repository
-from scp_git.git.objects import BLOB, TREE, ObjectStore
-from scp_git.git.snapshot import snapshot
-from scp_git.git.tree import Tree, TreeEditor, decode_name, is_dir, raw_oid
+from scp_git.git.handle import Repository
+from scp_git.git.objects import BLOB, ObjectStore
+from scp_git.git.snapshot import Snapshot, snapshot
+from scp_git.git.tree import TreeEditor, decode_name, is_dir
 from scp_git.ids import format_time, is_valid_id, parse_time
-from scp_git.layout import ARCHIVED_RUNS, RUN_FILE, RUNS
+from scp_git.layout import ARCHIVED_RUNS, RUN_FILE, RUNS, archived_run_dir, run_dir
 from scp_git.ledger.operations import read_events
 from scp_git.models import Run
 
 log = logging.getLogger(__name__)
+
+_ARCHIVE_DEPTH = 4
+"""``<YYYY/MM/DD>/<2 hex>``; of ``other`` the last alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ def _time(value: str | datetime | None) -> str | None:
 
 def load_run(record: JsonObject) -> Run | None:
     """The model of a stored run, or ``None`` if it is damaged."""
+    if not record.get("started_at"):  # the model would put the present time, another with each reading
+        return None
     try:
         run = Run.model_validate({key: value for key, value in record.items() if key != "anchor"})
     except ValidationError:
@@ -77,13 +82,13 @@ def load_run(record: JsonObject) -> Run | None:
 class RunReader:
     """Reads the runs of one repository. Thread-safe.
 
-    What was read of a run is kept by the id of its folder, so a list reads only
-    what is new. (The index of a later version takes this over.)
+    Lists look at every run: the index answers them as a rule, and must say the same. What was
+    read of a run is kept by the id of its blob, so that a second list reads only what is new.
     """
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
-        self._known: dict[str, tuple[str, str, bytes]] = {}  # folder id -> started_at, run id, run.json
+        self._known: dict[str, tuple[str, str, bytes]] = {}  # blob id -> started_at, run id, run.json
 
     def get(self, run_id: str) -> Run | None:
         with self.repository.odb() as odb:
@@ -117,17 +122,23 @@ class RunReader:
 
     def ids_before(self, started_at: str, *, archived: bool = True) -> list[str]:
         """The ids of all runs that started earlier, of hot ones only unless ``archived``."""
-        rows = self._newest_first(None) if archived else self._hot()
+        rows = self._newest_first(None)
+        if not archived:
+            with self.repository.odb() as odb:
+                hot = _records(snapshot(self.repository, odb).ledger, RUNS, 0)
+            rows = [row for row in rows if row[1] in hot]
         return [run_id for started, run_id, _ in rows if started < started_at]
 
-    def _hot(self) -> list[tuple[str, str, bytes]]:
+    def started(self) -> tuple[list[str], list[str]]:
+        """When the runs on the ledger branch started, and when those in the archive did."""
         with self.repository.odb() as odb:
             state = snapshot(self.repository, odb)
-            folders = _folders(state.ledger.folder(RUNS))
-            rows = [
-                self._known.get(oid) or self._read(state.ledger.store, name, oid) for name, oid in folders
-            ]
-        return sorted((row for row in rows if row is not None), reverse=True)
+            hot = set(_records(state.ledger, RUNS, 0))
+            rows = list(self._rows(state))
+        return (
+            [started for started, run_id, _ in rows if run_id in hot],
+            [started for started, run_id, _ in rows if run_id not in hot],
+        )
 
     def _key(self, run_id: str) -> tuple[str, str] | None:
         run = self.get(run_id)
@@ -135,53 +146,47 @@ class RunReader:
 
     def _newest_first(self, limit: tuple[str, str] | None) -> list[tuple[str, str, bytes]]:
         with self.repository.odb() as odb:
-            rows = dict(self._rows(odb))
-        ordered = sorted(rows.values(), reverse=True)
-        return [row for row in ordered if limit is None or (row[0], row[1]) < limit]
+            rows = list(self._rows(snapshot(self.repository, odb)))
+        return [row for row in sorted(rows, reverse=True) if limit is None or (row[0], row[1]) < limit]
 
-    def _rows(self, odb: Odb) -> Iterator[tuple[str, tuple[str, str, bytes]]]:
-        state = snapshot(self.repository, odb)
-        folders = {**dict(_archived(state.archive)), **dict(_folders(state.ledger.folder(RUNS)))}
+    def _rows(self, state: Snapshot) -> Iterator[tuple[str, str, bytes]]:
+        """Start, id and record of every run that can be read; what is hot counts before what is archived."""
+        blobs = _records(state.archive, ARCHIVED_RUNS, _ARCHIVE_DEPTH) | _records(state.ledger, RUNS, 0)
         known, fresh = self._known, {}
-        for run_id, oid in folders.items():
-            row = known.get(oid) or self._read(state.ledger.store, run_id, oid)
+        for run_id, blob in blobs.items():
+            row = known.get(blob)
+            if row is None or row[1] != run_id:
+                row = _read(state.ledger.store, run_id, blob)
             if row is not None:
-                fresh[oid] = row
-                yield run_id, row
+                fresh[blob] = row
+                yield row
         self._known = fresh
 
-    def _read(self, store: ObjectStore, run_id: str, oid: str) -> tuple[str, str, bytes] | None:
-        try:
-            tree = store.find(oid, TREE)
-            raw = Tree(oid, tree).raw(RUN_FILE.encode()) if tree else None
-            data = store.find(raw_oid(raw), BLOB, limit=MAX_RECORD_BYTES) if raw else None
-            record = load_object(data) if data else None
-        except (ValueError, OSError) as exc:
-            log.warning("run %r is damaged: %s", run_id, exc)
-            return None
-        run = load_run(record) if record else None
-        if run is None or run.run_id != run_id or data is None:
-            log.warning("run %r is damaged and is left out", run_id)
-            return None
-        return run.started_at, run_id, data
+
+def _read(store: ObjectStore, run_id: str, blob: str) -> tuple[str, str, bytes] | None:
+    try:
+        data = store.find(blob, BLOB, limit=MAX_RECORD_BYTES)
+        record = load_object(data) if data else None
+    except (ValueError, OSError) as exc:
+        log.warning("run %r is damaged: %s", run_id, exc)
+        return None
+    run = load_run(record) if record else None
+    if run is None or run.run_id != run_id or data is None:
+        log.warning("run %r is damaged and is left out", run_id)
+        return None
+    return run.started_at, run_id, data
 
 
-def _folders(tree: Tree | None) -> Iterator[tuple[str, str]]:
-    """Run ids and folder ids of one tree of runs."""
-    if tree is not None:
-        for name, raw in tree.raw_items().items():
-            if is_dir(raw) and is_valid_id(decode_name(name)):
-                yield decode_name(name), raw_oid(raw)
-
-
-def _archived(archive: TreeEditor) -> Iterator[tuple[str, str]]:
-    """The same of the archive, whose folders are ``<YYYY/MM/DD | other>/<2 hex>``."""
-
-    def walk(path: str, depth: int) -> Iterator[tuple[str, str]]:
-        if depth == 0:
-            yield from _folders(archive.folder(path))
-            return
-        for name in archive.names(path):
-            yield from walk(f"{path}/{name}", 1 if name == "other" else depth - 1)
-
-    yield from walk(ARCHIVED_RUNS, 4)
+def _records(editor: TreeEditor, path: str, depth: int) -> dict[str, str]:
+    """Run ids and the blobs of their records below a folder whose runs lie ``depth`` folders deeper."""
+    found: dict[str, str] = {}
+    folder = editor.folder(path)
+    for name, raw in folder.raw_items().items() if folder else ():
+        run_id, below = decode_name(name), f"{path}/{decode_name(name)}"
+        if depth and is_dir(raw):
+            found |= _records(editor, below, 1 if run_id == "other" else depth - 1)
+        elif is_dir(raw) and is_valid_id(run_id) and below in (run_dir(run_id), archived_run_dir(run_id)):
+            blob = editor.blob(f"{below}/{RUN_FILE}")
+            if blob:
+                found[run_id] = blob
+    return found

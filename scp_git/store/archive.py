@@ -28,7 +28,7 @@ class ArchiveVerbs(LedgerVerbs):
         if limit is None:
             return 0
         changed = 0
-        for chosen in chunks(self._runs.ids_before(limit, archived=drop_tags)):
+        for chosen in chunks(self._index.ids_before(limit, archived=drop_tags)):
             changed += len(self._wait(Ticket(partial(ArchiveRuns, chosen, drop_tags), size=1024)))
         return changed
 

@@ -13,6 +13,7 @@ from scp_git.errors import ScpGitError
 from scp_git.git.handle import Repository
 from scp_git.git.transaction import Operation
 from scp_git.ids import check_id, clock, format_time
+from scp_git.index.runs import RunIndex
 from scp_git.ledger.operations import DeleteRuns, EnsureLedger, RecordRun
 from scp_git.ledger.queries import RunFilter, RunReader
 from scp_git.ledger.tracking import TrackedRun
@@ -33,6 +34,7 @@ class LedgerVerbs(StoreCore):
     def __init__(self, repository: Repository, settings: Settings) -> None:
         super().__init__(repository, settings)
         self._runs = RunReader(repository)
+        self._index = RunIndex(repository, self._runs)
 
     # ------------------------------------------------------------ writing
 
@@ -132,7 +134,7 @@ class LedgerVerbs(StoreCore):
         only = RunFilter.build(type, status, user, environment, since, until)
         if before is not None:
             check_id("run", before)
-        return self._runs.newest(n=max(n, 0), before=before, only=only)
+        return self._index.newest(n=max(n, 0), before=before, only=only)
 
     def get_run(self, run_id: str) -> Run | None:
         """The run as it was stored, or ``None`` if there is none."""
@@ -186,7 +188,7 @@ class LedgerVerbs(StoreCore):
     def prunable(self, older_than_days: float) -> list[str]:
         """The ids of all runs that started more than so many days ago."""
         limit = self._limit(older_than_days)
-        return [] if limit is None else self._runs.ids_before(limit)
+        return [] if limit is None else self._index.ids_before(limit)
 
     def _limit(self, older_than_days: float) -> str | None:
         """The moment so many days ago, as it is stored; ``None`` if no run can be that old."""
