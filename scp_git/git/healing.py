@@ -191,6 +191,4 @@ def _merge_commit(beginning: Beginning, history: History, ref: str, oid: str) ->
     if beginning.report is None:
         beginning.report = report
     else:
-        beginning.report.runs |= report.runs
-        beginning.report.replaced_tags |= report.replaced_tags
-        beginning.report.renamed |= report.renamed
+        beginning.report.add(report)

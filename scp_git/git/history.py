@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from enum import Enum
 
+from scp_git.errors import StorageFailed
 from scp_git.git.objects import COMMIT, Commit, ObjectStore, parse_commit
 from scp_git.layout import TRAILER
 
@@ -42,6 +43,13 @@ class History:
             except ValueError:
                 self._known[oid] = None
         return self._known[oid]
+
+    def tree(self, oid: str) -> str:
+        """The tree of a commit that must be there."""
+        commit = self.get(oid)
+        if commit is None:
+            raise StorageFailed(f"reading commit {oid[:10]}", "it is missing or damaged")
+        return commit.tree
 
     def is_ours(self, oid: str) -> bool:
         commit = self.get(oid)

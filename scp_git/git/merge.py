@@ -9,7 +9,6 @@ What is taken over is checked: regular files with plain names only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from scp_git.codec import JsonObject, dump_pretty
@@ -18,7 +17,8 @@ from scp_git.git.lines import merge_events, merge_messages, merge_parts, parse_l
 from scp_git.git.notes import find_notes, note_target, read_note, remove_note, write_note
 from scp_git.git.objects import BLOB, hash_object
 from scp_git.git.runcopy import RunCopy, other_id
-from scp_git.git.tree import Tree, TreeEditor, decode_name, is_dir, raw_mode, raw_oid
+from scp_git.git.theirs import differing, differing_dirs, is_plain_name
+from scp_git.git.tree import TreeEditor, raw_mode, raw_oid
 from scp_git.ids import is_valid_id
 from scp_git.layout import (
     ARCHIVED_RUNS,
@@ -34,6 +34,7 @@ from scp_git.layout import (
     archived_run_id,
     deleted_path,
     is_part,
+    note_path,
     run_chat_dir,
     run_dir,
 )
@@ -56,10 +57,21 @@ class MergeReport:
     refused: list[str] = field(default_factory=list)
     """Paths that were not taken over: symlinks, submodules, bad names, bad ids."""
 
+    def add(self, other: MergeReport) -> None:
+        """Take over what another merge did."""
+        self.runs |= other.runs
+        self.replaced_tags |= other.replaced_tags
+        self.renamed |= other.renamed
+        self.refused += other.refused
 
-def merge_states(ours: State, theirs: State) -> MergeReport:
-    """Make ``ours`` the union of both states; ``theirs`` is only read."""
-    merge = _Merge(ours, theirs)
+
+def merge_states(ours: State, theirs: State, *, kept: bool = False) -> MergeReport:
+    """Make ``ours`` the union of both states; ``theirs`` is only read.
+
+    ``kept``: a ref keeps all objects of ``theirs`` until ours is published, so what
+    only they have is taken over as it lies there instead of being written again.
+    """
+    merge = _Merge(ours, theirs, kept)
     merge.deletions()
     merge.runs()
     merge.files()
@@ -71,9 +83,10 @@ def merge_states(ours: State, theirs: State) -> MergeReport:
 
 
 class _Merge:
-    def __init__(self, ours: State, theirs: State) -> None:
+    def __init__(self, ours: State, theirs: State, kept: bool) -> None:
         self.ours = ours
         self.theirs = theirs
+        self.kept = kept
         self.report = MergeReport()
         self.new_deletions: list[tuple[str, str]] = []
         self.moved_notes: list[tuple[str, str]] = []  # old tag id, surviving run id
@@ -83,7 +96,7 @@ class _Merge:
     # ------------------------------------------------------------ deletions
 
     def deletions(self) -> None:
-        for path, _ in _differing(self.ours.archive, self.theirs.archive, DELETED):
+        for path, _ in differing(self.ours.archive, self.theirs.archive, DELETED):
             kind, id = _deleted_key(path)
             record = read_record(self.theirs.archive, path)
             if record is None or not is_valid_id(id) or path != deleted_path(kind, id):
@@ -100,8 +113,8 @@ class _Merge:
     # ------------------------------------------------------------ runs
 
     def runs(self) -> None:
-        candidates = {_name(path) for path in _differing_dirs(self.ours.ledger, self.theirs.ledger, RUNS)}
-        archived = _differing(self.ours.archive, self.theirs.archive, ARCHIVED_RUNS)
+        candidates = {_name(path) for path in differing_dirs(self.ours.ledger, self.theirs.ledger, RUNS)}
+        archived = differing(self.ours.archive, self.theirs.archive, ARCHIVED_RUNS)
         candidates |= {run_id for path, _ in archived if (run_id := archived_run_id(path))}
         for run_id in sorted(candidates):
             if is_valid_id(run_id):
@@ -143,9 +156,13 @@ class _Merge:
         for folder, archived in ((run_dir(run_id), False), (archived_run_dir(run_id), True)):
             for state in (self.ours, self.theirs):
                 editor = state.archive if archived else state.ledger
-                if editor.has_dir(folder):
+                tree = editor.folder(folder)
+                if tree is not None:
                     files = self._files_of(editor, folder)
-                    copies.append(RunCopy(run_id, files, archived=archived, ours=state is self.ours))
+                    copy = RunCopy(run_id, files, archived=archived, ours=state is self.ours)
+                    if self.kept and state is self.theirs and tree.is_plain() and len(files) == len(tree):
+                        copy.raw = editor.raw(folder)
+                    copies.append(copy)
         self.ours.ledger.remove(run_dir(run_id))
         self.ours.archive.remove(archived_run_dir(run_id))
         return copies
@@ -155,10 +172,12 @@ class _Merge:
         files = {}
         for path, raw in editor.files(folder):
             name = path[len(folder) + 1 :]
-            if raw_mode(raw) in _REGULAR and all(_plain_name(part) for part in name.split("/")):
-                files[name] = editor.read(path) or b""
-            else:
+            regular = raw_mode(raw) in _REGULAR and all(is_plain_name(part) for part in name.split("/"))
+            data = editor.read(path) if regular else None
+            if data is None:
                 self.report.refused.append(path)
+            else:
+                files[name] = data
         return files
 
     def _store_run(self, run_id: str, copies: list[RunCopy]) -> None:
@@ -167,6 +186,15 @@ class _Merge:
         editor = self.ours.archive if archived else self.ours.ledger
         folder = archived_run_dir(run_id) if archived else run_dir(run_id)
         best = min(copies, key=RunCopy.rank)
+        self.report.runs.add(run_id)
+        tags = {tag for copy in copies for tag in copy.tags}
+        self.tags.setdefault(run_id, set()).update(tags)
+        for old in tags - {best.tag_id()}:
+            self.report.replaced_tags[old] = run_id
+            self.moved_notes.append((old, run_id))
+        if len(copies) == 1 and best.raw is not None:
+            editor.graft(folder, best.raw)
+            return
         files = merge_parts("events", [copy.files for copy in copies])
         for name in {name for copy in copies for name in copy.others()}:
             versions = [copy.files[name] for copy in copies if name in copy.files]
@@ -175,30 +203,30 @@ class _Merge:
             files[RUN_FILE] = best.files[RUN_FILE]
         for name, data in files.items():
             editor.put(f"{folder}/{name}", data)
-        self.report.runs.add(run_id)
-        tags = {tag for copy in copies for tag in copy.tags}
-        self.tags.setdefault(run_id, set()).update(tags)
-        for old in tags - {best.tag_id()}:
-            self.report.replaced_tags[old] = run_id
-            self.moved_notes.append((old, run_id))
 
     # ------------------------------------------------------------ all other files
 
     def files(self) -> None:
         for mine, their in ((self.ours.ledger, self.theirs.ledger), (self.ours.archive, self.theirs.archive)):
-            for path, raw in _differing(mine, their, ""):
+            for path, raw in differing(mine, their, ""):
                 taken = path.startswith((f"{RUNS}/", f"{ARCHIVED_RUNS}/", f"{DELETED}/"))
                 if not taken and path.rpartition("/")[0] not in self.moved_chat:
                     self._take_file(mine, path, path, raw, their)
 
     def _take_file(self, mine: TreeEditor, path: str, source: str, raw: bytes, their: TreeEditor) -> None:
         """Merge one file into ours: JSONL as a set of lines, JSON by its revision."""
-        if raw_mode(raw) not in _REGULAR or not all(_plain_name(part) for part in path.split("/")):
+        if raw_mode(raw) not in _REGULAR or not all(is_plain_name(part) for part in path.split("/")):
             self.report.refused.append(source)
             return
         present = mine.blob(path)
         if present is None and not mine.has_dir(path):
-            _put(mine, path, their.read(source) or b"")
+            data = their.read(source)
+            if data is None:
+                self.report.refused.append(source)
+            elif self.kept:
+                mine.graft(path, raw)
+            else:
+                _put(mine, path, data)
         elif present is None or present == raw_oid(raw):
             return
         elif is_part("messages", _name(path)):
@@ -212,12 +240,16 @@ class _Merge:
 
     def notes(self) -> None:
         mine, their = self.ours.notes, self.theirs.notes
-        for path, raw in _differing(mine, their, ""):
+        for path, raw in differing(mine, their, ""):
             target = note_target(path)
             if target is None or raw_mode(raw) not in _REGULAR:
                 self.report.refused.append(path)
             elif not find_notes(mine, target):
-                write_note(mine, target, read_note(their, target) or b"")
+                data = read_note(their, target)
+                if self.kept and data and path == note_path(target) and len(find_notes(their, target)) == 1:
+                    mine.graft(path, raw)
+                else:
+                    write_note(mine, target, data or b"")
             else:
                 lines = merge_messages([read_note(mine, target), read_note(their, target)])
                 if lines != read_note(mine, target):
@@ -290,42 +322,6 @@ class _Merge:
         return is_valid_id(id) and self.deleted("message", str(id))
 
 
-# ---------------------------------------------------------------- comparing trees
-
-
-def _differing(mine: TreeEditor, their: TreeEditor, root: str) -> Iterator[tuple[str, bytes]]:
-    """Files of theirs that ours has not, or has with other content; equal subtrees are skipped."""
-    theirs = their.folder(root)
-    if theirs is None:
-        return
-    ours = mine.folder(root)
-    for name, raw in list(theirs.raw_items().items()):
-        if ours is not None and _same(ours, name, raw):
-            continue
-        path = f"{root}/{decode_name(name)}" if root else decode_name(name)
-        if is_dir(raw):
-            yield from _differing(mine, their, path)
-        else:
-            yield path, raw
-
-
-def _differing_dirs(mine: TreeEditor, their: TreeEditor, root: str) -> list[str]:
-    theirs, ours = their.folder(root), mine.folder(root)
-    if theirs is None:
-        return []
-    return [
-        f"{root}/{decode_name(name)}"
-        for name, raw in theirs.raw_items().items()
-        if is_dir(raw) and (ours is None or not _same(ours, name, raw))
-    ]
-
-
-def _same(ours: Tree, name: bytes, raw: bytes) -> bool:
-    """Whether our entry equals theirs; an opened subtree of ours may have changed."""
-    child = ours.children.get(name)
-    return child.oid == raw_oid(raw) if child is not None else ours.raw(name) == raw
-
-
 def _put(editor: TreeEditor, path: str, data: bytes) -> None:
     """Store a file unless it is there; its blob is added, as theirs may be reachable from nowhere soon."""
     if data != editor.read(path):
@@ -358,14 +354,3 @@ def _deleted_key(path: str) -> tuple[str, str]:
 
 def _name(path: str) -> str:
     return path.rpartition("/")[2]
-
-
-def _plain_name(name: str) -> bool:
-    """Whether a file name is harmless on every system: no traversal, nothing that git treats specially."""
-    return (
-        name not in ("", ".", "..")
-        and name.isprintable()
-        and not name.lower().startswith((".git", "git~"))
-        and not set(name) & set('\\/:*?"<>|')
-        and not name.endswith((".", " "))
-    )

@@ -19,6 +19,8 @@ class RunCopy:
         self.files = files
         self.archived = archived
         self.ours = ours
+        self.raw: bytes | None = None
+        """The tree entry of its folder, where that can be taken over as it is."""
         record = parse_line(files.get(RUN_FILE, b""))
         sound = all(isinstance(record.get(name), str) for name in ("run_id", "type", "started_at"))
         self.record: JsonObject = record if sound else {}

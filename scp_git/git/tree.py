@@ -62,6 +62,11 @@ class Tree:
     def raw_items(self) -> dict[bytes, bytes]:
         return self._raw
 
+    def is_plain(self) -> bool:
+        """Whether it is spelled as git spells it, and holds ordinary files only."""
+        rows = b"".join(self._rows)
+        return all(raw.startswith(FILE) for raw in self._rows) and hash_object(TREE, rows) == self.oid
+
     def put(self, name: bytes, raw: bytes | None, child: Tree | None) -> tuple[bytes | None, Tree | None]:
         """Set or remove (``raw`` None) an entry; returns what was there, for undoing."""
         old, old_child = self._raw.pop(name, None), self.children.pop(name, None)

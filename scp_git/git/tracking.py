@@ -1,0 +1,46 @@
+"""``refs/scp/remotes/<remote>/...``: what was last seen of a remote's branches. Local only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import pygit2
+from pygit2.enums import RepositoryOpenFlag
+
+from scp_git.errors import StorageFailed
+from scp_git.git.handle import Repository, translated
+from scp_git.git.healing import BRANCHES
+
+log = logging.getLogger(__name__)
+
+
+def tracking_ref(remote: str, ref: str) -> str:
+    """Where a remote's branch or notes ref is kept."""
+    return f"refs/scp/remotes/{remote}/{ref.removeprefix('refs/')}"
+
+
+def tracked(repository: Repository, remote: str) -> dict[str, str]:
+    """The remote's branches as they were when they were last seen."""
+    found = {ref: repository.refs.read(tracking_ref(remote, ref)) for ref in BRANCHES}
+    return {ref: oid for ref, oid in found.items() if oid}
+
+
+def remember(repository: Repository, remote: str, tips: Mapping[str, str]) -> None:
+    """Note what a remote has now; only a hint, so a failure is no failure of the sync."""
+    known = tracked(repository, remote)
+    changed = {ref: oid for ref, oid in tips.items() if known.get(ref) != oid}
+    if not changed:
+        return
+    try:
+        with translated("noting what the remote has"):
+            repo = pygit2.Repository(str(repository.common_dir), RepositoryOpenFlag.NO_SEARCH)
+            try:
+                for ref, oid in changed.items():
+                    repo.references.create(tracking_ref(remote, ref), oid, force=True)
+            except ValueError as exc:  # the object is not here
+                raise StorageFailed("noting what the remote has", exc) from exc
+            finally:
+                repo.free()
+    except StorageFailed as exc:
+        log.warning("%s", exc)
