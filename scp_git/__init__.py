@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from scp_git import chat
     from scp_git.aio import AsyncStore, open_store
-    from scp_git.api.archive import archive_runs, import_runs
+    from scp_git.api.archive import archive_runs
     from scp_git.api.chat import (
         create_thread,
         delete_message,
@@ -33,12 +33,11 @@ if TYPE_CHECKING:
         get_run_events,
         list_runs,
         prune_runs,
-        pull_ledger,
-        push_ledger,
         record_run,
         track_run,
     )
     from scp_git.api.mentions import complete_mention, resolve_mentions
+    from scp_git.api.sync import pull_chat, pull_ledger, push_chat, push_ledger
     from scp_git.api.traces import (
         delete_trace,
         get_trace,
@@ -66,17 +65,19 @@ if TYPE_CHECKING:
         UnsupportedRepository,
     )
     from scp_git.feed import Change
-    from scp_git.ledger.importing import ImportReport, Rejected
+    from scp_git.git.credentials import Credentials
+    from scp_git.git.transfer import Progress
     from scp_git.ledger.tracking import TrackedRun
     from scp_git.models import ChatMessage, MessageFlags, Run, RunEvent, SessionTrace, Thread, TraceEvent
     from scp_git.settings import InvalidSettings, Settings
     from scp_git.store import Store
+    from scp_git.sync import Counts, RefResult, RefState, SyncReport, WaitingTag
     from scp_git.trace.export import trace_to_otlp
     from scp_git.trace.summary import Suggestion, generate_summary, suggest_classification
 
 _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
-    "scp_git.api.archive": ("archive_runs", "import_runs"),
+    "scp_git.api.archive": ("archive_runs",),
     "scp_git.api.chat": (
         "create_thread",
         "delete_message",
@@ -95,11 +96,10 @@ _HOMES = {
         "get_run_events",
         "list_runs",
         "prune_runs",
-        "pull_ledger",
-        "push_ledger",
         "record_run",
         "track_run",
     ),
+    "scp_git.api.sync": ("pull_chat", "pull_ledger", "push_chat", "push_ledger"),
     "scp_git.api.traces": (
         "delete_trace",
         "get_trace",
@@ -128,7 +128,8 @@ _HOMES = {
         "UnsupportedRepository",
     ),
     "scp_git.feed": ("Change",),
-    "scp_git.ledger.importing": ("ImportReport", "Rejected"),
+    "scp_git.git.credentials": ("Credentials",),
+    "scp_git.git.transfer": ("Progress",),
     "scp_git.ledger.tracking": ("TrackedRun",),
     "scp_git.models": (
         "ChatMessage",
@@ -142,6 +143,7 @@ _HOMES = {
     "scp_git.settings": ("InvalidSettings", "Settings"),
     "scp_git.store": ("Store",),
     "scp_git.trace.export": ("trace_to_otlp",),
+    "scp_git.sync": ("Counts", "RefResult", "RefState", "SyncReport", "WaitingTag"),
     "scp_git.trace.summary": ("Suggestion", "generate_summary", "suggest_classification"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -153,9 +155,10 @@ __all__ = [
     "Bus",
     "Change",
     "ChatMessage",
+    "Counts",
+    "Credentials",
     "DecryptFailed",
     "Event",
-    "ImportReport",
     "InvalidId",
     "InvalidSettings",
     "KeyMissing",
@@ -164,8 +167,10 @@ __all__ = [
     "NotARepository",
     "NotAllowed",
     "NotFound",
+    "Progress",
     "RecordTooLarge",
-    "Rejected",
+    "RefResult",
+    "RefState",
     "RemoteError",
     "RepositoryBusy",
     "Run",
@@ -176,11 +181,13 @@ __all__ = [
     "StorageFailed",
     "Store",
     "Suggestion",
+    "SyncReport",
     "Thread",
     "TraceEvent",
     "TrackedRun",
     "TransferCancelled",
     "UnsupportedRepository",
+    "WaitingTag",
     "__version__",
     "archive_runs",
     "bus",
@@ -199,7 +206,6 @@ __all__ = [
     "get_run",
     "get_run_events",
     "get_trace",
-    "import_runs",
     "iter_trace_events",
     "list_messages",
     "list_runs",
@@ -207,7 +213,9 @@ __all__ = [
     "list_traces",
     "open_store",
     "prune_runs",
+    "pull_chat",
     "pull_ledger",
+    "push_chat",
     "push_ledger",
     "record_run",
     "resolve_mentions",

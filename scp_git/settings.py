@@ -27,7 +27,9 @@ class Settings(BaseModel):
     lock_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """How long a write waits for other processes before it is withdrawn with ``RepositoryBusy``."""
     network_timeout_s: float = Field(default=30.0, gt=0, le=3600)
-    """Reserved for push and pull. Nothing in this version talks to a network."""
+    """How long push and pull wait for a remote that does not answer."""
+    retry_timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    """How long a push that others keep overtaking is begun again."""
     max_batch: int = Field(default=1024, ge=1, le=100_000)
     """At most so many writes share one commit."""
     max_batch_bytes: int = Field(default=8 * 1024 * 1024, ge=1)

@@ -25,10 +25,11 @@ MODULE = {
     "get_run_events": "(project_root, run_id)",
     "delete_run": "(project_root, run_id)",
     "prune_runs": "(project_root, *, older_than_days)",
-    "import_runs": "(project_root, runs, *, strict=False, on_progress=None)",
     "archive_runs": "(project_root, *, older_than_days, drop_tags=False)",
     "push_ledger": "(project_root, *, remote='origin')",
     "pull_ledger": "(project_root, *, remote='origin')",
+    "push_chat": "(project_root, *, remote='origin')",
+    "pull_chat": "(project_root, *, remote='origin')",
     "resolve_mentions": "(project_root, text)",
     "complete_mention": "(project_root, prefix, *, n=20)",
     "flush": "(project_root=None)",
@@ -48,7 +49,7 @@ MODULE = {
     "delete_thread": "(project_root, thread_id)",
     "set_message_flags": "(project_root, message_id, *, publish, run_id=None, thread_id=None)",
 }
-VERBS = [name for name in MODULE if name not in ("push_ledger", "pull_ledger")]
+VERBS = [name for name in MODULE if name not in ("push_ledger", "pull_ledger", "push_chat", "pull_chat")]
 RETURNS = {
     "ensure_ledger": "Path | None",
     "record_run": "str",
@@ -57,10 +58,11 @@ RETURNS = {
     "get_run_events": "list[dict[str, Any]]",
     "delete_run": "bool",
     "prune_runs": "int",
-    "import_runs": "ImportReport",
     "archive_runs": "int",
     "push_ledger": "bool",
     "pull_ledger": "bool",
+    "push_chat": "bool",
+    "pull_chat": "bool",
     "resolve_mentions": "list[Mention]",
     "complete_mention": "list[Mention]",
     "flush": "None",

@@ -157,24 +157,25 @@ async def test_get_run_events_reads_the_events(repo: Path) -> None:
 
 
 # ---- `push_ledger()` pushes branch + tags to origin; `pull_ledger()` pulls branch + tags from origin
-# ---- (they come with a later version; until then they say False and touch nothing)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.mark.parametrize("function", [scp_git.push_ledger, scp_git.pull_ledger])
-async def test_push_ledger_and_pull_ledger_say_false_and_touch_neither_side(
-    make_repo: MakeRepo, function: Callable[..., object]
+async def test_push_ledger_pushes_branch_and_tags_to_origin_and_pull_ledger_pulls_them(
+    make_repo: MakeRepo,
 ) -> None:
-    root, origin = make_repo(), make_repo(bare=True, commits=0)
-    pygit2.Repository(root).remotes.create("origin", str(origin))
-    await scp_git.record_run(root, Run(type="x"))
-    before = files(root), files(origin)
-    assert await function(root) is False
-    assert await function(root, remote="origin") is False
-    assert (files(root), files(origin)) == before
+    one, two, origin = make_repo(), make_repo(), make_repo(bare=True, commits=0)
+    for root in (one, two):
+        pygit2.Repository(root).remotes.create("origin", str(origin))
+    pygit2.Repository(one).remotes["origin"].push(["refs/heads/main:refs/heads/main"])
+    run_id = await scp_git.record_run(one, Run(type="x"))
+    assert await scp_git.push_ledger(one) is True
+    assert list(pygit2.Repository(origin).references) == [
+        "refs/heads/main",
+        "refs/heads/scp-ledger",
+        f"refs/tags/scp/run/{run_id}",
+    ]
+    assert await scp_git.pull_ledger(two) is True
+    assert [run.run_id for run in await scp_git.list_runs(two)] == [run_id]
+    assert list_run_tags(two) == list_run_tags(one) == [f"scp/run/{run_id}"]
 
 
 # ---- All functions return errors gracefully (no exceptions to callers)
@@ -271,8 +272,6 @@ async def main():
         pass
     assert len(await scp_git.list_runs(root)) == 2
     assert await scp_git.get_run(root, run_id) and await scp_git.get_run_events(root, run_id)
-    assert await scp_git.push_ledger(root) is False
-    assert await scp_git.pull_ledger(root) is False
     assert await scp_git.delete_run(root, run_id)
     assert await scp_git.prune_runs(root, older_than_days=0) == 1
     await scp_git.flush()
@@ -309,7 +308,7 @@ def network_calls(trace: str) -> list[str]:
     return re.findall(r"^.*\bAF_INET6?\b.*$|^.*\bAF_(?:NETLINK|PACKET)\b.*$", trace, re.MULTILINE)
 
 
-def test_nothing_here_talks_to_a_network(repo: Path, tmp_path: Path) -> None:
+def test_nothing_but_push_and_pull_talks_to_a_network(repo: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     strace = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=%network"]
     if works(*strace):

@@ -18,6 +18,7 @@ from scp_git.aio.chat import AsyncChatVerbs
 from scp_git.aio.core import offload
 from scp_git.aio.feed import AsyncFeedVerbs
 from scp_git.aio.mentions import AsyncMentionVerbs
+from scp_git.aio.sync import AsyncSyncVerbs
 from scp_git.aio.traces import AsyncTraceVerbs
 from scp_git.settings import Settings
 from scp_git.store import Store
@@ -28,6 +29,7 @@ class AsyncStore(
     AsyncChatVerbs,
     AsyncFeedVerbs,
     AsyncMentionVerbs,
+    AsyncSyncVerbs,
     AsyncTraceVerbs,
 ):
     """``Store`` for event loops; see there for what each verb guarantees and raises."""

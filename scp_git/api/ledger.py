@@ -112,13 +112,3 @@ async def prune_runs(project_root: Root, *, older_than_days: float) -> int:
     return await guarded(
         project_root, "prune_runs", 0, lambda store: store.prune_runs(older_than_days=older_than_days)
     )
-
-
-async def push_ledger(project_root: Root, *, remote: str = "origin") -> bool:
-    """Not there yet: always False, and no network is touched."""
-    return False
-
-
-async def pull_ledger(project_root: Root, *, remote: str = "origin") -> bool:
-    """Not there yet: always False, and no network is touched."""
-    return False

@@ -10,6 +10,7 @@ from scp_git.store.archive import ArchiveVerbs
 from scp_git.store.chat import ChatVerbs
 from scp_git.store.feed import FeedVerbs
 from scp_git.store.mentions import MentionVerbs
+from scp_git.store.sync import SyncVerbs
 from scp_git.store.traces import TraceVerbs
 
 
@@ -18,6 +19,7 @@ class Store(
     ChatVerbs,
     FeedVerbs,
     MentionVerbs,
+    SyncVerbs,
     TraceVerbs,
 ):
     """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""

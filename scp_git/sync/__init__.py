@@ -1,0 +1,18 @@
+"""Push and pull that cannot conflict, cannot lose, and need no person."""
+
+from __future__ import annotations
+
+from scp_git.sync.engine import CHAT, EVERYTHING, LEDGER, Syncer
+from scp_git.sync.report import Counts, RefResult, RefState, SyncReport, WaitingTag
+
+__all__ = [
+    "CHAT",
+    "EVERYTHING",
+    "LEDGER",
+    "Counts",
+    "RefResult",
+    "RefState",
+    "SyncReport",
+    "Syncer",
+    "WaitingTag",
+]
