@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import click
 
 from scp_git.cli import report
-from scp_git.cli.place import find_root, open_store
-from scp_git.cli.terminal import complain, emit
-
-if TYPE_CHECKING:
-    from scp_git.store import Store
+from scp_git.cli.place import opened
+from scp_git.cli.terminal import complain, confirmed, emit
 
 _STATUSES = click.Choice(["ok", "failed", "partial"])
 _JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="One JSON document, ASCII, nothing cut.")
 _COUNT = click.IntRange(min=1)
 _DAYS_MAX = 36_500
-
-
-@contextmanager
-def _store(path: str | None) -> Iterator[Store]:
-    with open_store(find_root(path, os.getcwd())) as store:
-        yield store
 
 
 def _time(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -69,7 +57,7 @@ def list_runs(path: str | None, /, count: int, type_: str | None, as_json: bool,
     On a terminal a table; else one line per run with TAB between id, start, status, type, subtype, user,
     environment, milliseconds and summary.
     """
-    with _store(path) as store:
+    with opened(path) as store:
         runs = store.list_runs(n=count, type=type_, **filters)
     report.print_runs(runs, as_json=as_json)
 
@@ -82,7 +70,7 @@ def show(path: str | None, run_id: str, as_json: bool) -> None:
     """Show one run with its events."""
     from scp_git.errors import NotFound
 
-    with _store(path) as store:
+    with opened(path) as store:
         run = store.get_run(run_id)
         if run is None:
             raise NotFound("run", run_id)
@@ -116,7 +104,7 @@ def record(path: str | None, /, events: IO[bytes] | None, **fields: Any) -> None
 
     run = Run(**{name: _plain(value) for name, value in fields.items() if value not in (None, (), {})})
     parsed = None if events is None else list(_parse_events(events))
-    with _store(path) as store:
+    with opened(path) as store:
         emit(store.record_run(run, parsed) + "\n")
 
 
@@ -147,7 +135,7 @@ def delete(path: str | None, run_ids: tuple[str, ...]) -> int:
     from scp_git.errors import NotFound
 
     code = 0
-    with _store(path) as store:
+    with opened(path) as store:
         for run_id in run_ids:
             if store.delete_run(run_id):
                 emit(run_id + "\n")
@@ -172,18 +160,9 @@ def prune(path: str | None, older_than_days: float, yes: bool) -> int:
     # NaN passes every range check.
     if older_than_days != older_than_days:
         raise click.BadParameter("a number of days is wanted", param_hint="--older-than-days")
-    with _store(path) as store:
-        if not yes and not _confirmed(f"Delete all runs older than {older_than_days:g} days?"):
+    with opened(path) as store:
+        if not yes and not confirmed(f"Delete all runs older than {older_than_days:g} days?"):
             complain("nothing was deleted")
             return 1
         emit(f"{store.prune_runs(older_than_days=older_than_days)}\n")
     return 0
-
-
-def _confirmed(question: str) -> bool:
-    if sys.stdin is None or not sys.stdin.isatty():
-        return True
-    if sys.stderr is not None:
-        sys.stderr.write(f"{question} [y/N] ")
-        sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scp_git.cli.terminal import complain
@@ -20,6 +22,13 @@ def open_store(root: str, *, quiet: bool = False) -> Store:
     logger.propagate = False
     logger.handlers = [logging.NullHandler() if quiet else _Lines(logging.WARNING)]
     return Store.open(root)
+
+
+@contextmanager
+def opened(path: str | None) -> Iterator[Store]:
+    """The store of the repository that ``-C`` gives, or the current folder; on leaving it is flushed."""
+    with open_store(find_root(path, os.getcwd())) as store:
+        yield store
 
 
 class _Lines(logging.Handler):

@@ -38,12 +38,12 @@ def _full_row(run: Run) -> list[str]:
 
 def _person_row(run: Run) -> list[str]:
     row = _full_row(run)
-    row[1] = _short_time(run.started_at)
+    row[1] = short_time(run.started_at)
     row[7] = _took(run.duration_ms)
     return row
 
 
-def _short_time(stored: str) -> str:
+def short_time(stored: str) -> str:
     """``2026-02-17 20:45:00``; times are stored in UTC."""
     return stored[:19].replace("T", " ")
 
@@ -74,7 +74,7 @@ def print_run(run: Run, events: Sequence[Mapping[str, Any]], *, as_json: bool) -
         emit("\n")
         rows = [_event_row(event) for event in events]
         for row in rows:
-            row[1] = _short_time(row[1])
+            row[1] = short_time(row[1])
         print_rows(_EVENT_FIELDS, rows, optional=_EVENT_OPTIONAL)
 
 

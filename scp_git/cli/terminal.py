@@ -96,6 +96,29 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def confirmed(question: str) -> bool:
+    """Whether a person says yes; where standard input is no terminal nobody is asked, and it is yes."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return True
+    if sys.stderr is not None:
+        sys.stderr.write(f"{neutralise(question)} [y/N] ")
+        sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def styled(text: str, style: str) -> str:
+    """The text in a style of rich's, if it goes to a terminal that has such; it must be harmless already."""
+    if not on_terminal():
+        return text
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(Text(text, style), end="", soft_wrap=True)
+    return captured.get()
+
+
 # ---------------------------------------------------------------- tables
 
 
