@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from scp_git import chat
     from scp_git.aio import AsyncStore, open_store
-    from scp_git.api.archive import archive_runs
+    from scp_git.api.archive import archive_runs, import_runs
     from scp_git.api.chat import (
         create_thread,
         delete_message,
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from scp_git.feed import Change
     from scp_git.git.credentials import Credentials
     from scp_git.git.transfer import Progress
+    from scp_git.ledger.importing import ImportReport, Rejected
     from scp_git.ledger.tracking import TrackedRun
     from scp_git.models import ChatMessage, MessageFlags, Run, RunEvent, SessionTrace, Thread, TraceEvent
     from scp_git.settings import InvalidSettings, Settings
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
-    "scp_git.api.archive": ("archive_runs",),
+    "scp_git.api.archive": ("archive_runs", "import_runs"),
     "scp_git.api.chat": (
         "create_thread",
         "delete_message",
@@ -130,6 +131,7 @@ _HOMES = {
     "scp_git.feed": ("Change",),
     "scp_git.git.credentials": ("Credentials",),
     "scp_git.git.transfer": ("Progress",),
+    "scp_git.ledger.importing": ("ImportReport", "Rejected"),
     "scp_git.ledger.tracking": ("TrackedRun",),
     "scp_git.models": (
         "ChatMessage",
@@ -159,6 +161,7 @@ __all__ = [
     "Credentials",
     "DecryptFailed",
     "Event",
+    "ImportReport",
     "InvalidId",
     "InvalidSettings",
     "KeyMissing",
@@ -171,6 +174,7 @@ __all__ = [
     "RecordTooLarge",
     "RefResult",
     "RefState",
+    "Rejected",
     "RemoteError",
     "RepositoryBusy",
     "Run",
@@ -206,6 +210,7 @@ __all__ = [
     "get_run",
     "get_run_events",
     "get_trace",
+    "import_runs",
     "iter_trace_events",
     "list_messages",
     "list_runs",

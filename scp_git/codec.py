@@ -23,6 +23,7 @@ JsonObject = dict[str, Any]
 # Encoders are kept: json.dumps makes a new one for every call with arguments.
 _compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _pretty = json.JSONEncoder(ensure_ascii=False, allow_nan=False, indent=2).encode
+_quoted = json.encoder.encode_basestring
 
 
 def check_json(value: object, depth: int = 0) -> None:
@@ -69,7 +70,23 @@ def dump_compact(value: object) -> str:
 
 def dump_pretty(value: object) -> bytes:
     """A ``*.json`` file: indent 2 and a final newline."""
-    return (_pretty(value) + "\n").encode()
+    return (_indented(value, "\n") + "\n").encode()
+
+
+def _indented(value: Any, newline: str) -> str:
+    """What ``json`` writes with indent 2, some times quicker: with an indent it has no C encoder."""
+    kind = type(value)
+    if kind is str:
+        return _quoted(value)
+    if kind is int:
+        return str(value)
+    inner = newline + "  "
+    if kind is dict and value and all(type(key) is str for key in value):
+        items = [f"{_quoted(key)}: {_indented(item, inner)}" for key, item in value.items()]
+        return f"{{{inner}{f',{inner}'.join(items)}{newline}}}"
+    if kind is list and value:
+        return f"[{inner}{f',{inner}'.join([_indented(item, inner) for item in value])}{newline}]"
+    return _pretty(value).replace("\n", newline)
 
 
 def same_json(one: object, other: object) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -43,8 +44,8 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _plain_json(self) -> Self:
-        for name, value in self:
-            if isinstance(value, BaseModel):
+        for name, value in chain(self.__dict__.items(), (self.__pydantic_extra__ or {}).items()):
+            if isinstance(value, BaseModel) or (type(value) is str and value.isascii()):
                 continue
             if isinstance(value, list) and value and isinstance(value[0], BaseModel):
                 continue

@@ -25,9 +25,12 @@ from pygit2.enums import FileMode
 import scp_git
 from scp_git import AsyncStore, Change, NotARepository, Run, SessionTrace, Settings, Store, TraceEvent, bus
 from scp_git.codec import dump_lines, dump_pretty
+from scp_git.feed.history import tree_of
 from scp_git.feed.records import rows_between
 from scp_git.feed.tokens import NOTHING, Position, Tips
+from scp_git.git.anchors import anchored_tag
 from scp_git.git.objects import COMMIT, Kind, ObjectStore, encode_commit
+from scp_git.git.snapshot import Snapshot
 from scp_git.git.tree import TreeEditor
 from scp_git.layout import archived_run_dir, deleted_path, note_path, run_chat_dir, run_dir
 
@@ -141,7 +144,10 @@ class States:
     def tips(
         self, ledger: Files | None = None, notes: Files | None = None, archive: Files | None = None
     ) -> Tips:
-        return Tips(*(self.tip(files or {}) for files in (ledger, notes, archive)))
+        return Tips(*(self.tip(files or {}) for files in (notes, ledger, archive)))
+
+    def editor(self, tip: str | None) -> TreeEditor:
+        return TreeEditor(self.store, tree_of(self.store, tip))
 
     def rows(self, old: Tips, new: Tips) -> list[tuple[str, str, str]]:
         return sorted((row.kind, row.action, row.id) for row in rows_between(self.store, old, new))
@@ -273,6 +279,24 @@ def test_a_message_that_lies_in_a_thread_and_with_a_run_is_told_once() -> None:
     assert states.rows(NOTHING, states.tips({THREAD: lines}, {NOTE: lines})) == [("message", "added", "m1")]
 
 
+def test_a_state_between_two_branches_tells_a_message_once() -> None:
+    """Whoever dies between two refs, or is looked at there, leaves the ledger moved and the notes not yet."""
+    states = States()
+    anchored = hot("r1", anchor={"target": "6" * 40, "tagger": "A <a> 1 +0000"})
+    target = anchored_tag(Snapshot(*map(states.editor, states.tips(anchored))), "r1")
+    note = {note_path(str(target)): dump_lines([message("m1"), message("m2")])}
+    before = states.tips(anchored, note)
+    after = states.tips(anchored | {CHAT: dump_lines([message("m1"), message("m2")])})
+    between = after._replace(notes=before.notes)
+    for old, new in ((before, between), (between, after), (before, after)):
+        assert states.rows(old, new) == []
+    both = dump_lines([message("m3", run_id="r1", thread_id="t1")])
+    before, after = states.tips(anchored), states.tips(anchored | {THREAD: both}, {NOTE: both})
+    between = after._replace(notes=None)
+    assert states.rows(before, between) == states.rows(before, after) == [("message", "added", "m3")]
+    assert states.rows(between, after) == []
+
+
 def test_threads_and_traces() -> None:
     states = States()
     thread = {"thread_id": "t1", "title": "Plans", "created_at": AT}
@@ -330,6 +354,64 @@ def test_every_kind_of_write_is_told_once_in_the_order_of_commits(repo: Path) ->
         ("run", "deleted", "late"),
     ]
     assert since(repo, changes[-1].token) == []
+
+
+def test_chat_is_told_in_the_order_in_which_it_was_said(repo: Path) -> None:
+    """Also across branches, within one second: messages of runs are on one, runs and threads on another."""
+    store = Store.open(repo, Settings(durability="os"))
+    store.ensure_ledger()
+    token, expected = store.change_token(), list[tuple[str, str, str]]()
+    thread = store.create_thread("Plans")
+    expected.append(("thread", "added", thread.thread_id))
+    for number in range(4):
+        run_id = store.record_run(Run(run_id=f"r{number}", type="x"))
+        first = store.send_message("hello", run_id=run_id)
+        both = store.send_message("hello", run_id=run_id, thread_id=thread.thread_id)
+        alone = store.send_message("hello", thread_id=thread.thread_id)
+        expected.append(("run", "added", run_id))
+        expected += [("message", "added", each.id) for each in (first, both, alone)]
+    changes = since(repo, token)
+    assert told(changes) == expected
+    assert dict(changes[3].data) == {
+        "user": "Ada Tester",
+        "thread_id": thread.thread_id,
+        "run_id": "r0",
+        "source": "manual",
+        "encrypted": False,
+        "preview": "hello",
+    }
+    token = changes[-1].token
+    store.set_message_flags(first.id, publish=True, run_id="r3")
+    store.set_message_flags(both.id, publish=True, run_id="r3")
+    store.delete_message(alone.id, thread_id=thread.thread_id)
+    store.delete_thread(thread.thread_id)
+    assert told(since(repo, token)) == [
+        ("message", "changed", first.id),
+        ("message", "changed", both.id),
+        ("message", "deleted", alone.id),
+        ("thread", "deleted", thread.thread_id),
+    ]
+
+
+def test_sealing_a_long_note_tells_nothing_twice(repo: Path) -> None:
+    store = Store.open(repo, Settings(durability="os"))
+    store.record_run(Run(run_id="r", type="x"))
+    token, sent = store.change_token(), list[str]()
+    for _ in range(30):
+        sent.append(store.send_message("x" * 9000, run_id="r").id)
+    assert len(list((repo / ".scp-ledger/chat/runs/r").iterdir())) > 1
+    assert [change.id for change in since(repo, token)] == sent
+    assert sorted(change.id for change in since(repo, "")) == sorted([*sent, "r"])
+
+
+def test_an_encrypted_message_shows_nothing(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTENT_VAULT_ENC_KEY", "k" * 32)
+    store = Store.open(repo, Settings(durability="os"))
+    store.record_run(Run(run_id="r", type="x"))
+    store.send_message("the secret", run_id="r", encrypt=True)
+    (change,) = [change for change in since(repo, "") if change.kind == "message"]
+    assert change.data["preview"] == "[encrypted]" and change.data["encrypted"] is True
+    assert "secret" not in repr(change)
 
 
 def test_a_change_says_what_a_list_would_show_and_cannot_be_changed(repo: Path) -> None:

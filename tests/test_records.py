@@ -450,6 +450,7 @@ def test_an_object_comes_back_exactly(value: dict[str, Any]) -> None:
     assert pretty.endswith(b"\n")
     assert "\n" not in line
     assert dump_pretty(load_object(pretty)) == pretty
+    assert pretty.decode() == json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
 @given(st.lists(objects, max_size=5))

@@ -154,4 +154,4 @@ def _published(repository: Repository) -> Tips | None:
         value = (CheckedRecord(repository.common_dir / "scp" / "tips").read() or {}).get("refs")
     if not isinstance(value, dict):
         return None
-    return Tips(*(value.get(ref) for ref in (LEDGER_REF, NOTES_REF, ARCHIVE_REF)))
+    return Tips(*(value.get(ref) for ref in (NOTES_REF, LEDGER_REF, ARCHIVE_REF)))

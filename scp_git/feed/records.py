@@ -19,9 +19,12 @@ from scp_git.codec import MAX_RECORD_BYTES, JsonObject, load_object, same_json
 from scp_git.errors import StorageFailed
 from scp_git.feed.history import tree_of
 from scp_git.feed.tokens import Tips
+from scp_git.git.conversation import Conversation
 from scp_git.git.difference import Difference, differing_files
 from scp_git.git.notes import MAX_NOTE_BYTES
 from scp_git.git.objects import BLOB, TREE, ObjectStore
+from scp_git.git.runchat import RunChat
+from scp_git.git.snapshot import Snapshot
 from scp_git.git.tree import Tree, TreeEditor, encode_name, is_dir, raw_oid
 from scp_git.ids import format_time, is_valid_id, parse_time
 from scp_git.layout import (
@@ -29,12 +32,15 @@ from scp_git.layout import (
     LEDGER_REF,
     NOTES_REF,
     RUN_FILE,
+    THREAD_FILE,
+    TRACE_FILE,
     RecordKind,
     archived_run_dir,
     deleted_path,
     is_part,
     record_of,
     run_dir,
+    thread_dir,
 )
 
 log = logging.getLogger(__name__)
@@ -44,8 +50,8 @@ Action = Literal["added", "changed", "deleted", "reset"]
 
 _RECORD_FILES: dict[str, tuple[Kind, str]] = {
     "run": ("run", RUN_FILE),
-    "trace": ("trace", "trace.json"),
-    "thread": ("thread", "thread.json"),
+    "trace": ("trace", TRACE_FILE),
+    "thread": ("thread", THREAD_FILE),
 }
 _TIMES = {"run": "started_at", "trace": "started_at", "thread": "created_at", "message": "ts"}
 _DELETED: dict[str, Kind] = {
@@ -105,8 +111,8 @@ class _Comparison:
         self.store = store
         self.old = Tips(*(tree_of(store, tip) for tip in old))
         self.new = Tips(*(tree_of(store, tip) for tip in new))
+        self._before = Snapshot(*(_editor(store, tree) for tree in self.old))
         self._deletions = _editor(store, self.new.archive)
-        self._hot_before = _editor(store, self.old.ledger)
         self._moved: dict[str, bytes] = {}
         """Messages that are gone from where they were, and their lines: they may turn up elsewhere."""
         self._told: set[str] = set()
@@ -130,10 +136,10 @@ class _Comparison:
         if kind in _RECORD_FILES:
             yield from self._record(ref, *_RECORD_FILES[kind], id, files)
         if kind in ("note", "run-chat", "thread"):
-            yield from self._messages(kind, files)
+            yield from self._messages(kind, id, files)
 
     def _is_deleted(self, kind: str, id: str) -> bool:
-        return self._deletions is not None and self._deletions.blob(deleted_path(kind, id)) is not None
+        return self._deletions.blob(deleted_path(kind, id)) is not None
 
     def _deletion(self, kind: Kind, id: str, file: Difference) -> Iterator[Row]:
         _, old, new = file
@@ -174,7 +180,7 @@ class _Comparison:
     def _elsewhere_before(self, ref: str, run_id: str) -> str | None:
         """The run.json of a run that was there before, but on the other branch."""
         if ref == ARCHIVE_REF:
-            return self._hot_before.blob(f"{run_dir(run_id)}/{RUN_FILE}") if self._hot_before else None
+            return self._before.ledger.blob(f"{run_dir(run_id)}/{RUN_FILE}")
         return _file_at(self.store, self.old.archive, f"{archived_run_dir(run_id)}/{RUN_FILE}")
 
     def _same(self, old: str, new: str, record: JsonObject) -> bool:
@@ -186,7 +192,7 @@ class _Comparison:
 
     # ------------------------------------------------------------ messages
 
-    def _messages(self, kind: str, files: list[Difference]) -> Iterator[Row]:
+    def _messages(self, kind: str, owner: str, files: list[Difference]) -> Iterator[Row]:
         """Messages of one conversation: lines that are new, and lines that are other than they were."""
         parts = [file for file in files if kind == "note" or is_part("messages", _leaf(file[0]))]
         before = {line for _, old, _ in parts for line in _lines(self.store, old)}
@@ -196,29 +202,44 @@ class _Comparison:
             if new is not None
             for number, line in enumerate(_lines(self.store, new))
         }
-        gone = {}
-        for line in before - after.keys():
-            record = _parse(line)
-            if is_valid_id(record.get("id")):
-                gone[str(record["id"])] = line
+        gone = {id: line for line in before - after.keys() if (id := _message_id(line))}
         if kind != "thread":
             self._moved |= gone
+        noted: dict[str, bytes] | None = None
         for line in after.keys() - before:
-            record, (blob, number) = _parse(line), after[line]
-            id = record.get("id")
-            if isinstance(id, str) and is_valid_id(id) and not self._is_told(id, record):
-                known = gone.get(id) or self._moved.get(id)
-                if known != line:
-                    yield Row(
-                        _time(record.get("ts")), id, "message", "changed" if known else "added", blob, number
-                    )
+            id, record, (blob, number) = _message_id(line), _parse(line), after[line]
+            if not id or self._is_told(id, record):
+                continue
+            known = gone.get(id) or self._moved.get(id)
+            if known is None and kind == "run-chat":
+                noted = self._noted_before(owner) if noted is None else noted
+                known = noted.get(id)
+            if known is None and kind == "note" and self._was_in_thread(id, record):
+                continue
+            if known != line:
+                action: Action = "changed" if known else "added"
+                yield Row(_time(record.get("ts")), id, "message", action, blob, number)
 
     def _is_told(self, id: str, record: JsonObject) -> bool:
+        """Whether a message that lies in a thread and with a run was told of its other copy."""
         if not (record.get("run_id") and record.get("thread_id")):
             return False
         told = id in self._told
         self._told.add(id)
         return told
+
+    # The ledger moves before the notes do: a state may have been seen that lies between.
+
+    def _was_in_thread(self, id: str, record: JsonObject) -> bool:
+        thread_id = record.get("thread_id")
+        if not is_valid_id(thread_id):
+            return False
+        return Conversation(self._before.ledger, thread_dir(str(thread_id))).find(id) is not None
+
+    def _noted_before(self, run_id: str) -> dict[str, bytes]:
+        """The messages in the note of a run, as it was: they move from there, and the note follows."""
+        lines = RunChat(self._before, run_id, None).note().split(b"\n")
+        return {id: line for line in lines if (id := _message_id(line))}
 
 
 # ---------------------------------------------------------------- what a change says
@@ -252,7 +273,7 @@ class Teller:
 def _message_data(record: JsonObject) -> JsonObject:
     data = _texts(record, _SHOWN["message"])
     for name in ("thread_id", "run_id"):
-        data[name] = data[name] if is_valid_id(data[name]) else ""
+        data[name] = data[name] if is_valid_id(data[name]) else None
     flags, text = record.get("flags"), record.get("text")
     text = text if isinstance(text, str) else ""
     encrypted = text.startswith("ENC:v1:") or (isinstance(flags, dict) and flags.get("encrypted") is True)
@@ -277,12 +298,12 @@ def _by_record(
             yield record, list(group)
 
 
-def _editor(store: ObjectStore, tree: str | None) -> TreeEditor | None:
-    """For looking up files; ``None`` where the tree is missing or damaged."""
+def _editor(store: ObjectStore, tree: str | None) -> TreeEditor:
+    """For looking up files; empty where the tree is missing or damaged."""
     try:
-        return TreeEditor(store, tree) if tree else None
+        return TreeEditor(store, tree)
     except StorageFailed:
-        return None
+        return TreeEditor(store)
 
 
 def _file_at(store: ObjectStore, tree: str | None, path: str) -> str | None:
@@ -316,6 +337,12 @@ def _lines(store: ObjectStore, blob: str | None) -> Iterator[bytes]:
         log.warning("messages are left out: %s", exc)
         return
     yield from (line for line in (data or b"").split(b"\n") if line.strip())
+
+
+def _message_id(line: bytes) -> str:
+    """The id of a message; empty for a line that is none."""
+    id = _parse(line).get("id")
+    return id if isinstance(id, str) and is_valid_id(id) else ""
 
 
 def _parse(data: bytes) -> JsonObject:

@@ -19,8 +19,8 @@ _MAX_TEXT = 400
 class Tips(NamedTuple):
     """The commits of the three branches; ``None`` where there is no branch."""
 
-    ledger: str | None = None
     notes: str | None = None
+    ledger: str | None = None
     archive: str | None = None
 
 
@@ -28,7 +28,8 @@ NOTHING = Tips()
 
 
 def present_tips(repository: Repository) -> Tips:
-    return Tips(*(repository.refs.read(ref) for ref in (LEDGER_REF, NOTES_REF, ARCHIVE_REF)))
+    """The present tips, read in the order in which records move: note, ledger, archive."""
+    return Tips(*(repository.refs.read(ref) for ref in (NOTES_REF, LEDGER_REF, ARCHIVE_REF)))
 
 
 @dataclass(frozen=True, slots=True)

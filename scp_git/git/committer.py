@@ -21,7 +21,7 @@ from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, recover
 from scp_git.git.history import History
 from scp_git.git.locks import Gate, LockFile
 from scp_git.git.objects import BLOB, COMMIT, TAG, ObjectStore, encode_commit, tag_target
-from scp_git.git.pack import Pack, encode_entry, write_pack
+from scp_git.git.pack import Pack, PackEntry, encode_entry, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
 from scp_git.git.transaction import Footing, Operation, Transaction
 from scp_git.git.tree import EMPTY_TREE, TreeEditor, drop_unused_files, raw_oid
@@ -282,8 +282,11 @@ class Committer:
     def _write_pack(self, tx: Transaction) -> Pack | None:
         if any(editor.rewrote() for editor in (tx.ledger, tx.archive, tx.notes)):
             drop_unused_files(tx.store)
-        count = tx.store.count()
-        entries = (encode_entry(*added) for added in tx.store.objects())
+        count, ready = tx.store.count(), tx.store.deflated
+        entries = (
+            PackEntry(added[0], ready[added[0]]) if added[0] in ready else encode_entry(*added)
+            for added in tx.store.objects()
+        )
         folder = self.repository.common_dir
         return write_pack(folder, entries, count=count, sync=self.sync) if count else None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from scp_git.errors import StorageFailed
 
@@ -39,6 +39,15 @@ def hash_object(kind: Kind, data: bytes) -> str:
     return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
 
 
+class MadeObject(NamedTuple):
+    """An object ready to be written: hashed, and deflated into its pack entry."""
+
+    oid: str
+    kind: Kind
+    data: bytes
+    deflated: bytes
+
+
 class ObjectStore:
     """Objects of the repository and, before they are published, those that a transaction adds.
 
@@ -50,6 +59,8 @@ class ObjectStore:
         self.base = base
         self.added: dict[str, tuple[Kind, bytes]] = {}
         self.later: dict[str, tuple[Kind, Callable[[], bytes]]] = {}
+        self.deflated: dict[str, bytes] = {}
+        """Entries for the pack of those that were deflated before."""
 
     def add(self, kind: Kind, data: bytes) -> str:
         oid = hash_object(kind, data)
@@ -77,6 +88,12 @@ class ObjectStore:
         if hash_object(kind, data) != oid:
             raise StorageFailed(f"reading what becomes {kind} {oid[:10]}", "it has changed meanwhile")
         return kind, data
+
+    def adopt(self, objects: Iterable[MadeObject]) -> None:
+        """Add objects that were hashed and deflated before."""
+        for made in objects:
+            self.added[made.oid] = (made.kind, made.data)
+            self.deflated[made.oid] = made.deflated
 
     def find(self, oid: str, kind: Kind, *, limit: int | None = None) -> bytes | None:
         """The bytes of an object, or ``None`` if it is missing or of another kind."""

@@ -119,6 +119,28 @@ class PackedRefs:
         return low
 
 
+class Survey:
+    """What ``Refs`` says of the refs in one folder, without asking the file system for each."""
+
+    def __init__(self, refs: Refs, files: set[str], folders: set[str], packed: PackedRefs) -> None:
+        self._refs = refs
+        self._files = files
+        self._folders = folders
+        self._packed = packed
+
+    def read(self, name: str) -> str | None:
+        if name in self._files or name in self._folders:
+            return self._refs.read(name)
+        oid = self._packed.get(name)
+        return oid if is_oid(oid) else None
+
+    def below(self, name: str) -> str | None:
+        if name in self._folders:
+            return self._refs.below(name)
+        packed = next(self._packed.entries(f"{name}/"), None)
+        return packed[0] if packed else None
+
+
 class Refs:
     """The refs below one common git dir."""
 
@@ -187,6 +209,20 @@ class Refs:
         """A ref for which ``name`` would be a folder."""
         packed = next(self.packed().entries(f"{name}/"), None)
         return packed[0] if packed else next((found for found, _ in self.loose(f"{name}/")), None)
+
+    def survey(self, prefix: str) -> Survey:
+        """The refs of one folder as they are at this moment, for looking up many."""
+        files: set[str] = set()
+        folders: set[str] = set()
+        try:
+            with os.scandir(self.common_dir / prefix) as entries:
+                for entry in entries:
+                    (folders if entry.is_dir(follow_symlinks=False) else files).add(prefix + entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as exc:
+            raise StorageFailed(f"listing {prefix}", exc) from exc
+        return Survey(self, files, folders, self.packed())
 
     def loose(self, prefix: str) -> Iterator[tuple[str, str]]:
         try:

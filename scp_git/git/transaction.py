@@ -18,8 +18,9 @@ from scp_git.git.handle import Identity, Repository
 from scp_git.git.merge import MergeReport
 from scp_git.git.objects import COMMIT, TAG, Anchor, ObjectStore, is_oid
 from scp_git.git.publish import RefChange
+from scp_git.git.refs import Refs, Survey
 from scp_git.git.tree import TreeEditor
-from scp_git.layout import RUN_FILE, deleted_path, run_tag_ref
+from scp_git.layout import RUN_FILE, RUN_TAG_PREFIX, deleted_path, run_tag_ref
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Transaction:
         """For each branch what its next commit stands on; only a merge of a remote's state changes it."""
         self.start_ledger = False
         self.verify_view = False
+        self._tag_refs: Refs | Survey = repository.refs
         self._present_tags: dict[str, str | None] = {}
         self._commits: dict[str, bool] = {}
         self._above: str | None = None
@@ -90,7 +92,7 @@ class Transaction:
 
     def _present_tag(self, run_id: str) -> str | None:
         if run_id not in self._present_tags:
-            self._present_tags[run_id] = self.repository.refs.read(run_tag_ref(run_id))
+            self._present_tags[run_id] = self._tag_refs.read(run_tag_ref(run_id))
         return self._present_tags[run_id]
 
     def set_tag(self, run_id: str, data: bytes, target: str) -> str:
@@ -100,19 +102,26 @@ class Transaction:
         makes it impossible: the run is complete without it.
         """
         oid = self.store.add(TAG, data)
+        self.move_tag(run_id, oid, target)
+        return oid
+
+    def move_tag(self, run_id: str, oid: str, target: str) -> None:
+        """As ``set_tag``, for a tag object that was added before."""
         present, ref = self._present_tag(run_id), run_tag_ref(run_id)
         obstacle = self._obstacle(ref) if present is None else None
         if obstacle:
             log.warning("run %s is not tagged, as the ref %s is in the way", run_id, obstacle)
         elif present != oid:
             self.tags[run_id] = RefChange(ref, present, oid, target)
-        return oid
 
     def _obstacle(self, ref: str) -> str | None:
-        refs = self.repository.refs
         if self._above is None:  # all run tags have the same folders
-            self._above = refs.above(ref) or ""
-        return self._above or refs.below(ref)
+            self._above = self.repository.refs.above(ref) or ""
+        return self._above or self._tag_refs.below(ref)
+
+    def survey_tags(self) -> None:
+        """From now on run tags are looked up in what their folder holds at this moment."""
+        self._tag_refs = self.repository.refs.survey(RUN_TAG_PREFIX)
 
     def remove_tag(self, run_id: str) -> str | None:
         """Remove the run's tag; returns what it named."""

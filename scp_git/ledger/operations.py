@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -77,9 +77,18 @@ class RecordRun:
 
     @classmethod
     def prepare(
-        cls, run: Run, events: Iterable[RunEvent | Mapping[str, Any]] | None, *, user: str, head: str | None
+        cls,
+        run: Run,
+        events: Iterable[RunEvent | Mapping[str, Any]] | None,
+        *,
+        user: str,
+        head: str | None,
+        past: bool = False,
     ) -> RecordRun:
         """Validate and encode everything outside the gate; the caller's objects stay as they are.
+
+        Of a run of the ``past`` nothing is filled that only the present would know:
+        times come from the run itself, ``user`` and ``code_ref`` stay as they are.
 
         Raises ``InvalidId``, ``RecordTooLarge``, pydantic's ``ValidationError`` or ``TypeError``.
         """
@@ -88,14 +97,15 @@ class RecordRun:
         check_id("run", run.run_id)
         run = Run.model_validate(run.model_dump())
         filled = frozenset(name for name in _FILLED if not getattr(run, name))
-        run.user = run.user or user
-        run.code_ref = run.code_ref or head or ""
-        _fill_times(run)
+        if not past:
+            run.user = run.user or user
+            run.code_ref = run.code_ref or head or ""
+        _fill_times(run, past=past)
         record = run.model_dump()
         length = _file_length(record)
         if length > MAX_RECORD_BYTES:
             raise RecordTooLarge("run", run.run_id, length, MAX_RECORD_BYTES)
-        stored, timeless = _stored_events(events or ())
+        stored, timeless = _stored_events(events or (), run.started_at if past else None)
         lines = [f"{dump_compact(event)}\n".encode() for event in stored]
         longest = max(map(len, lines), default=0)
         if longest > MAX_PART_BYTES:
@@ -110,7 +120,7 @@ class RecordRun:
             raise AlreadyExists("run", self.run_id, deleted=True)
         found = find_run(tx, self.run_id)
         if found is not None:
-            if not self._same(*found):
+            if not self.same(*found):
                 raise AlreadyExists("run", self.run_id)
             tx.project_tag(self.run_id)
             return False
@@ -137,9 +147,17 @@ class RecordRun:
                 return Anchor(target, tx.identity.stamp(tx.seconds))
         return None
 
-    def _same(self, editor: TreeEditor, folder: str) -> bool:
+    def same(self, editor: TreeEditor, folder: str) -> bool:
         """Whether what is stored is what the caller gave."""
         stored = read_record(editor, f"{folder}/{RUN_FILE}")
+        return self._same_record(stored) and self._same_events(read_events(editor, folder))
+
+    def same_as(self, other: RecordRun) -> bool:
+        """Whether another run, not stored yet, is what the caller gave."""
+        events = [event for part in other.parts for event in load_lines(part)]
+        return self._same_record(dict(other.record)) and self._same_events(events)
+
+    def _same_record(self, stored: JsonObject | None) -> bool:
         if stored is None:
             return False
         # Through JSON, which knows no tuples.
@@ -147,15 +165,15 @@ class RecordRun:
         for name in (*self.filled, "anchor"):
             given.pop(name, None)
             stored.pop(name, None)
-        return same_json(given, stored) and self._same_events(read_events(editor, folder))
+        return same_json(given, stored)
 
-    def _same_events(self, stored: list[JsonObject]) -> bool:
+    def _same_events(self, stored: Sequence[JsonObject | None]) -> bool:
         given = [event for part in self.parts for event in load_lines(part)]
         if len(given) != len(stored):
             return False
         for position in self.timeless:
-            for events in (given, stored):
-                (events[position] or {}).pop("ts", None)
+            for event in (given[position], stored[position]):
+                (event or {}).pop("ts", None)
         return same_json(given, stored)
 
 
@@ -203,11 +221,14 @@ def _seq(event: JsonObject) -> int:
     return seq if isinstance(seq, int) else 2**63
 
 
-def _fill_times(run: Run) -> None:
-    """``ended_at`` from the duration or the clock, ``duration_ms`` from both times."""
+def _fill_times(run: Run, *, past: bool) -> None:
+    """``ended_at`` from the duration or, for a run of the present, the clock; ``duration_ms`` from both."""
+    if run.ended_at and run.duration_ms:
+        return
     started = parse_time(run.started_at)
     if not run.ended_at:
-        run.ended_at = format_time(max(started, _end(started, run.duration_ms)))
+        end = started if past and not run.duration_ms else _end(started, run.duration_ms)
+        run.ended_at = format_time(max(started, end))
     if not run.duration_ms:
         elapsed = parse_time(run.ended_at) - started
         run.duration_ms = max(int(elapsed.total_seconds() * 1000), 0)
@@ -228,18 +249,22 @@ def _file_length(record: JsonObject) -> int:
 
 
 def _stored_events(
-    events: Iterable[RunEvent | Mapping[str, Any]],
+    events: Iterable[RunEvent | Mapping[str, Any]], moment: str | None
 ) -> tuple[list[JsonObject], frozenset[int]]:
-    """The events with exactly the keys given, and ``seq`` and ``ts`` where they were left out."""
+    """The events with exactly the keys given, and ``seq`` and ``ts`` where they were left out.
+
+    ``moment`` is the time of those without one, instead of the clock's.
+    """
     stored: list[JsonObject] = []
     timeless: set[int] = set()
     seq = 0
     for event in events:
         if isinstance(event, RunEvent):
+            chosen = event.model_fields_set
             given = {
                 name: value
-                for name, value in event.model_dump().items()
-                if name in event.model_fields_set or value != _UNSET_EVENT.get(name)
+                for name, value in (event.__dict__ | (event.__pydantic_extra__ or {})).items()
+                if name in chosen or value != _UNSET_EVENT.get(name)
             }
         elif isinstance(event, Mapping):
             given = dict(event)
@@ -251,6 +276,6 @@ def _stored_events(
             timeless.add(len(stored))
         given.pop("seq", None)
         given.pop("ts", None)
-        stored.append({"seq": seq, "ts": checked.ts or now_iso(), **given})
+        stored.append({"seq": seq, "ts": checked.ts or moment or now_iso(), **given})
     order = sorted(range(len(stored)), key=lambda position: stored[position]["seq"])
     return [stored[i] for i in order], frozenset(n for n, i in enumerate(order) if i in timeless)

@@ -1,11 +1,13 @@
-"""The verbs for many runs at once, synchronous: archiving."""
+"""The verbs for many runs at once, synchronous: archiving and importing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from scp_git.ledger.archive import ArchiveRuns
+from scp_git.ledger.importing import ImportReport
+from scp_git.store.importing import Import, Progress, Source
 from scp_git.store.ledger import LedgerVerbs
 from scp_git.ticket import Ticket
 
@@ -13,7 +15,7 @@ _CHUNK = 500
 
 
 class ArchiveVerbs(LedgerVerbs):
-    """Moving runs to the archive; otherwise as ``LedgerVerbs``."""
+    """Moving runs to the archive and importing many; otherwise as ``LedgerVerbs``."""
 
     def archive_runs(self, *, older_than_days: float, drop_tags: bool = False) -> int:
         """Move all runs that started more than so many days ago to the archive; returns how many it changed.
@@ -29,6 +31,41 @@ class ArchiveVerbs(LedgerVerbs):
         for chosen in chunks(self._index.ids_before(limit, archived=drop_tags)):
             changed += len(self._wait(Ticket(partial(ArchiveRuns, chosen, drop_tags), size=1024)))
         return changed
+
+    def import_runs(
+        self, runs: Source, *, strict: bool = False, on_progress: Progress | None = None
+    ) -> ImportReport:
+        """Store many runs, each a ``Run`` or ``(Run, events)``; memory does not grow with their number.
+
+        All but the newest ``hot_min`` go straight to the archive. A run is stored
+        as it is given, an empty ``user`` or ``code_ref`` stays empty. Runs that are
+        there already with the same content are passed over, so an import that was
+        interrupted is simply repeated. What cannot be stored is counted and listed
+        (invalid, deleted, id taken by other content); with ``strict`` it is raised.
+        ``on_progress`` is called with the report so far, now and then.
+
+        An async iterable is for ``AsyncStore``. Raises ``RepositoryBusy`` or
+        ``StorageFailed``; ``TypeError`` for an item that is no run.
+        """
+        if not isinstance(runs, Iterable):
+            raise TypeError(f"runs must be an iterable, not {type(runs).__name__}")
+        job, items = self.importing(strict=strict), iter(runs)
+        while job.feed(items):
+            if on_progress is not None:
+                on_progress(job.report)
+        return job.finish()
+
+    def importing(self, *, strict: bool) -> Import:
+        """An import to be fed, for the async facade too."""
+        return Import(
+            self._repository,
+            self.submit,
+            self._outcome,
+            hot_max=self.settings.hot_max,
+            hot_min=self.settings.hot_min,
+            strict=strict,
+            meta=self._meta,
+        )
 
 
 def chunks(run_ids: Sequence[str]) -> Iterator[tuple[str, ...]]:

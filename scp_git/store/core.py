@@ -82,8 +82,12 @@ class StoreCore:
     def _wait(self, ticket: Ticket) -> Any:
         """Hand a write to the writer and wait; withdrawn with ``RepositoryBusy`` after ``lock_timeout_s``."""
         waiter = ThreadWaiter()
-        started = time.monotonic()
         self.submit(ticket, waiter)
+        return self._outcome(ticket, waiter)
+
+    def _outcome(self, ticket: Ticket, waiter: ThreadWaiter) -> Any:
+        """Wait for a write that was handed over; see ``_wait``."""
+        started = time.monotonic()
         try:
             if not waiter.wait(self.settings.lock_timeout_s) and self.withdraw(ticket):
                 raise RepositoryBusy(f"the ledger of {self.root}", time.monotonic() - started)
