@@ -20,7 +20,14 @@ from scp_git.git.notes import list_notes, note_target, read_note, write_note
 from scp_git.git.objects import TAG, Anchor, Kind, ObjectStore, hash_object
 from scp_git.git.tree import TreeEditor, raw_mode
 from scp_git.ids import is_valid_id
-from scp_git.layout import archived_run_dir, deleted_path, is_part, run_chat_dir, run_dir
+from scp_git.layout import (
+    archived_run_dir,
+    deleted_path,
+    is_part,
+    messages_part,
+    run_chat_dir,
+    run_dir,
+)
 
 Json = dict[str, Any]
 Ids = tuple[str, str, str]
@@ -64,6 +71,7 @@ def merged(ours: Ids, theirs: Ids) -> tuple[Ids, MergeReport]:
 RUN_IDS = ("run_2026-02-17T204500_apply_ab12", "r2")
 TARGETS = ("a" * 40, "b" * 40)
 MESSAGES = ("msg_1", "msg_2", "msg_3")
+TIMES = {id: f"2026-02-17T20:45:0{id[-1]}.000000+00:00" for id in MESSAGES}
 THREADS = ("general", "thread_1")
 TRACES = ("trace_1",)
 EVENTS = [{"seq": n % 3, "ts": "t", "type": "x", "target": str(n)} for n in range(4)]
@@ -112,7 +120,7 @@ class RunCopy:
 def message(id: str, version: Version) -> Json:
     rev, encrypted, text = version
     changed = {"rev": rev} if rev else {}
-    return {"id": id, "ts": f"t{id[-1]}", "text": text, "flags": {"encrypted": encrypted}, **changed}
+    return {"id": id, "ts": TIMES[id], "text": text, "flags": {"encrypted": encrypted}, **changed}
 
 
 def message_lines(messages: dict[str, Version]) -> bytes:
@@ -132,6 +140,8 @@ class Side:
     run_chat: dict[str, Messages] = field(default_factory=dict)
     threads: dict[str, tuple[int, str, Messages]] = field(default_factory=dict)
     traces: dict[str, tuple[int, str, frozenset[int]]] = field(default_factory=dict)
+    splits: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Thread or run id to the messages that begin a part, whether or not they are still there."""
     own: dict[str, str] = field(default_factory=dict)
     deleted: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     """Kind and id to when and by whom."""
@@ -155,12 +165,12 @@ class Side:
         for run_id, messages in self.run_chat.items():
             # Chat follows its run when that gets another id, so it is only where the run is.
             if not self.is_deleted("run", run_id) and run_id in {run.run_id for run in self.present()}:
-                self._put_messages(state, f"{run_chat_dir(run_id)}/messages.jsonl", messages)
+                self._put_messages(state, run_chat_dir(run_id), run_id, messages)
         for id, (rev, title, messages) in self.threads.items():
             if not self.is_deleted("thread", id):
                 record = {"thread_id": id, "title": title, **({"rev": rev} if rev else {})}
                 state.ledger.put(f"chat/threads/{id}/thread.json", dump_pretty(record))
-                self._put_messages(state, f"chat/threads/{id}/messages.jsonl", messages)
+                self._put_messages(state, f"chat/threads/{id}", id, messages)
         for id, (rev, name, events) in self.traces.items():
             if not self.is_deleted("trace", id):
                 state.ledger.put(f"ledger/traces/{id}/trace.json", dump_pretty({"name": name, "rev": rev}))
@@ -186,14 +196,20 @@ class Side:
         if run.extra:
             editor.put(f"{run.folder()}/extra.txt", run.extra.encode())
         if tag and run.run_id in self.notes:
-            lines = message_lines(self.kept(self.notes[run.run_id]))
+            sealed = self.run_chat.get(run.run_id, {})
+            noted = {id: version for id, version in self.notes[run.run_id].items() if id not in sealed}
+            lines = message_lines(self.kept(noted))
             if lines:
                 write_note(state.notes, tag, lines)
 
-    def _put_messages(self, state: State, path: str, messages: Messages) -> None:
-        lines = message_lines(self.kept(messages))
-        if lines:
-            state.ledger.put(path, lines)
+    def _put_messages(self, state: State, folder: str, id: str, messages: Messages) -> None:
+        """Each message in the part that begins last before it; those that begin one are there for ever."""
+        kept, starts = self.kept(messages), sorted(self.splits.get(id, ()))
+        for first, end in zip(["", *starts], [*starts, "~"], strict=True):
+            lines = message_lines({each: kept[each] for each in kept if first <= each < end})
+            if lines or first:
+                name = messages_part(TIMES[first], first) if first else "messages.jsonl"
+                state.ledger.put(f"{folder}/{name}", lines)
 
 
 def put_events(editor: TreeEditor, folder: str, events: frozenset[int]) -> None:
@@ -206,6 +222,7 @@ def put_events(editor: TreeEditor, folder: str, events: frozenset[int]) -> None:
 
 VERSIONS = st.tuples(st.integers(0, 2), st.booleans(), st.sampled_from(["hi", "ho"]))
 SOME = st.dictionaries(st.sampled_from(MESSAGES), VERSIONS, max_size=2)
+SPLITS = st.frozensets(st.sampled_from(MESSAGES), max_size=2)
 EVENT_SETS = st.frozensets(st.integers(0, 3), max_size=3)
 
 
@@ -250,6 +267,7 @@ def sides(
             st.tuples(st.integers(0, 1), st.sampled_from("AB"), EVENT_SETS),
             max_size=1,
         ),
+        splits=st.dictionaries(st.sampled_from(THREADS + RUN_IDS), SPLITS, max_size=2),
         own=st.dictionaries(st.sampled_from(["own.txt", "own", "chat/x"]), st.sampled_from("xy"), max_size=2)
         | st.just({"own/file": "z"}),
         deleted=deletions({kind: ids for kind, ids in kinds.items() if kind in deletable}),
@@ -323,12 +341,12 @@ def stored_runs(state: State) -> dict[str, tuple[Json, set[bytes]]]:
 
 
 def stored_messages(state: State) -> dict[str, set[str]]:
-    """Where messages lie (a path, or a note's object) to their ids."""
+    """Where messages lie (a folder, or a note's object) to their ids."""
     found: dict[str, set[str]] = {}
     for editor, root in ((state.ledger, "chat/"), (state.notes, "")):
         for path, _ in editor.files():
             if editor is state.notes or (path.startswith(root) and path.endswith(".jsonl")):
-                place = note_target(path) if editor is state.notes else path
+                place = note_target(path) if editor is state.notes else path.rpartition("/")[0]
                 lines = (editor.read(path) or b"").splitlines()
                 found.setdefault(str(place), set()).update(json.loads(line)["id"] for line in lines if line)
     return found
@@ -359,12 +377,12 @@ def check_nothing_lost(result: State, sides: list[Side]) -> None:
             said = set(side.kept(side.notes.get(run.run_id, {}))) if run.tag() else set()
             anchor = Anchor.parse(record.get("anchor"))
             tag = hash_object(TAG, run_tag(survivor, record, anchor)) if anchor else ""
-            places = [f"chat/runs/{survivor}/messages.jsonl", tag]
+            places = [f"chat/runs/{survivor}", tag]
             heard = set().union(*(messages.get(place, set()) for place in places))
             assert heard >= {id for id in said if ("message", id) not in gone}, "what was said about a run"
         for id, (_, _, said_there) in side.threads.items():
             if ("thread", id) not in gone and not side.is_deleted("thread", id):
-                heard = messages.get(f"chat/threads/{id}/messages.jsonl", set())
+                heard = messages.get(f"chat/threads/{id}", set())
                 assert heard >= {m for m in said_there if ("message", m) not in gone}
         for path, text in side.own.items():
             data = result.ledger.read(path)

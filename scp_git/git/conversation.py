@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from scp_git.codec import MAX_PART_BYTES, JsonObject
 from scp_git.git.lines import FIRST, Key, join_lines, key_of, message_lines, parse_line
-from scp_git.git.tree import TreeEditor
+from scp_git.git.tree import REGULAR, TreeEditor, decode_name, raw_mode
 from scp_git.layout import MESSAGES_FILE, is_part, messages_part, split_key
 
 PART_BYTES = 64 * 1024
@@ -47,14 +47,15 @@ class Conversation:
 
     def parts(self) -> list[Part]:
         """The parts in the order of their keys; files that no key explains come first."""
+        folder = self.editor.folder(self.folder)
+        files = folder.raw_items().items() if folder else ()
+        names = [decode_name(name) for name, raw in files if raw_mode(raw) in REGULAR]
         return sorted(
-            Part(Key(*(split_key(name) or FIRST)), name)
-            for name in self.editor.names(self.folder)
-            if is_part("messages", name)
+            Part(Key(*(split_key(name) or FIRST)), name) for name in names if is_part("messages", name)
         )
 
-    def read(self, part: Part) -> bytes:
-        return self.editor.read(self._path(part), limit=MAX_READ_BYTES) or b""
+    def read(self, part: Part, *, limit: int | None = MAX_READ_BYTES) -> bytes:
+        return self.editor.read(self.path(part), limit=limit) or b""
 
     def newest_first(self, before: Key | None = None) -> list[Part]:
         """The parts that may hold messages older than ``before``; each is newer than the next."""
@@ -67,7 +68,7 @@ class Conversation:
     def get(self, key: Key) -> bytes | None:
         """The line of the message with this key."""
         parts = self.parts()
-        data = self.read(_part_of(parts, key)) if parts else b""
+        data = self.read(part_of(parts, key)) if parts else b""
         return dict(message_lines([data])).get(key) if data else None
 
     # ------------------------------------------------------------ changing
@@ -78,7 +79,7 @@ class Conversation:
         Only the part that the message belongs to is read and written.
         """
         parts = self.parts()
-        part = _part_of(parts, line[0])
+        part = part_of(parts, line[0])
         present = self.read(part)
         if part is parts[-1] and line[0] > last_key(present):
             self._append(part, present, [line])
@@ -94,7 +95,7 @@ class Conversation:
         parts = self.parts()
         groups: dict[Part, list[Line]] = {}
         for line in lines:
-            groups.setdefault(_part_of(parts, line[0]), []).append(line)
+            groups.setdefault(part_of(parts, line[0]), []).append(line)
         for part, added in groups.items():
             present = self.read(part)
             if part is parts[-1] and added[0][0] > last_key(present):
@@ -105,7 +106,7 @@ class Conversation:
     def edit(self, id: str, change: Change) -> list[JsonObject]:
         """Change or remove the message with this id; returns what was found under it."""
         for part, data, found in self._having(id):
-            self._put(part, edit_lines(data, id, change)[0])
+            self.put(part, edit_lines(data, id, change)[0])
             return found
         return []
 
@@ -114,9 +115,9 @@ class Conversation:
         for start, piece in cut(part.start, lines, size=len(present)):
             data = join_lines(data for _, data in piece)
             if start != part.start:
-                self._put(Part(start, messages_part(*start)), data)
+                self.put(Part(start, messages_part(*start)), data)
             elif data:
-                self._put(part, ended(present) + data)
+                self.put(part, ended(present) + data)
 
     def _store(self, part: Part, lines: list[Line]) -> None:
         """Store all messages of one part, as several parts once they are too many."""
@@ -124,14 +125,14 @@ class Conversation:
         pieces = cut(part.start, lines) if size > 2 * PART_BYTES else [(part.start, lines)]
         for start, piece in pieces:
             name = part.name if start == part.start else messages_part(*start)
-            self._put(Part(start, name), join_lines(data for _, data in piece))
+            self.put(Part(start, name), join_lines(data for _, data in piece))
 
-    def _put(self, part: Part, data: bytes) -> None:
+    def put(self, part: Part, data: bytes) -> None:
         """Replace a part; an empty one goes unless it stands for a split key."""
         if data.strip() or part.start != FIRST:
-            self.editor.put(self._path(part), data)
+            self.editor.put(self.path(part), data)
         else:
-            self.editor.remove(self._path(part))
+            self.editor.remove(self.path(part))
 
     # ------------------------------------------------------------ finding
 
@@ -155,7 +156,7 @@ class Conversation:
         last = bisect_right(starts, Key(f"{second}.~", ""))
         return parts[first:last] + [*parts[:first], *parts[last:]][::-1]
 
-    def _path(self, part: Part) -> str:
+    def path(self, part: Part) -> str:
         return f"{self.folder}/{part.name}"
 
 
@@ -193,7 +194,7 @@ def ended(data: bytes) -> bytes:
     return data if not data or data.endswith(b"\n") else data + b"\n"
 
 
-def _part_of(parts: list[Part], key: Key) -> Part:
+def part_of(parts: list[Part], key: Key) -> Part:
     """The part that a message belongs to; the first one is made where there is none."""
     starts = [part.start for part in parts]
     place = bisect_right(starts, key) - 1

@@ -13,18 +13,25 @@ from dataclasses import dataclass, field
 
 from scp_git.codec import JsonObject, dump_pretty
 from scp_git.git.anchors import State, read_record
-from scp_git.git.lines import merge_events, merge_messages, merge_parts, parse_line, revision
+from scp_git.git.chatmerge import (
+    drop_deleted_messages,
+    is_conversation,
+    merge_conversation,
+    move_note,
+    settle_notes,
+)
+from scp_git.git.conversation import Conversation
+from scp_git.git.lines import merge_events, merge_messages, merge_parts, revision
 from scp_git.git.notes import find_notes, note_target, read_note, remove_note, write_note
 from scp_git.git.objects import BLOB, hash_object
 from scp_git.git.runcopy import RunCopy, other_id
 from scp_git.git.theirs import differing, differing_dirs, is_plain_name
-from scp_git.git.tree import TreeEditor, raw_mode, raw_oid
+from scp_git.git.tree import REGULAR, TreeEditor, raw_mode, raw_oid
 from scp_git.ids import is_valid_id
 from scp_git.layout import (
     ARCHIVED_RUNS,
     DELETED,
     FORMAT_PATH,
-    MESSAGES_FILE,
     RUN_CHAT,
     RUN_FILE,
     RUNS,
@@ -40,8 +47,6 @@ from scp_git.layout import (
 )
 
 log = logging.getLogger(__name__)
-
-_REGULAR = (b"100644", b"100755")
 
 
 @dataclass(slots=True)
@@ -141,10 +146,13 @@ class _Merge:
 
     def _move_chat(self, run_id: str, other: str, copies: list[RunCopy]) -> None:
         """What a side said under the id goes where that side's run goes."""
+        target = Conversation(self.ours.ledger, run_chat_dir(other))
         for state in {copy.ours: self.ours if copy.ours else self.theirs for copy in copies}.values():
+            merge_conversation(target, Conversation(state.ledger, run_chat_dir(run_id)), kept=False)
             for path, raw in list(state.ledger.files(run_chat_dir(run_id))):
-                target = f"{run_chat_dir(other)}/{_name(path)}"
-                self._take_file(self.ours.ledger, target, path, raw, state.ledger)
+                if not is_conversation(path):
+                    place = f"{target.folder}/{_name(path)}"
+                    self._take_file(self.ours.ledger, place, path, raw, state.ledger)
         if any(copy.ours for copy in copies):
             self.ours.ledger.remove(run_chat_dir(run_id))
         if any(not copy.ours for copy in copies):
@@ -172,7 +180,7 @@ class _Merge:
         files = {}
         for path, raw in editor.files(folder):
             name = path[len(folder) + 1 :]
-            regular = raw_mode(raw) in _REGULAR and all(is_plain_name(part) for part in name.split("/"))
+            regular = raw_mode(raw) in REGULAR and all(is_plain_name(part) for part in name.split("/"))
             data = editor.read(path) if regular else None
             if data is None:
                 self.report.refused.append(path)
@@ -207,15 +215,23 @@ class _Merge:
     # ------------------------------------------------------------ all other files
 
     def files(self) -> None:
+        conversations: set[str] = set()
         for mine, their in ((self.ours.ledger, self.theirs.ledger), (self.ours.archive, self.theirs.archive)):
             for path, raw in differing(mine, their, ""):
                 taken = path.startswith((f"{RUNS}/", f"{ARCHIVED_RUNS}/", f"{DELETED}/"))
-                if not taken and path.rpartition("/")[0] not in self.moved_chat:
+                if taken or path.rpartition("/")[0] in self.moved_chat:
+                    continue
+                if mine is self.ours.ledger and is_conversation(path) and _is_plain(path, raw):
+                    conversations.add(path.rpartition("/")[0])
+                else:
                     self._take_file(mine, path, path, raw, their)
+        for folder in sorted(conversations):
+            target, source = (Conversation(side.ledger, folder) for side in (self.ours, self.theirs))
+            merge_conversation(target, source, kept=self.kept)
 
     def _take_file(self, mine: TreeEditor, path: str, source: str, raw: bytes, their: TreeEditor) -> None:
         """Merge one file into ours: JSONL as a set of lines, JSON by its revision."""
-        if raw_mode(raw) not in _REGULAR or not all(is_plain_name(part) for part in path.split("/")):
+        if not _is_plain(path, raw):
             self.report.refused.append(source)
             return
         present = mine.blob(path)
@@ -242,28 +258,23 @@ class _Merge:
         mine, their = self.ours.notes, self.theirs.notes
         for path, raw in differing(mine, their, ""):
             target = note_target(path)
-            if target is None or raw_mode(raw) not in _REGULAR:
+            if target is None or raw_mode(raw) not in REGULAR:
                 self.report.refused.append(path)
             elif not find_notes(mine, target):
-                data = read_note(their, target)
+                data = read_note(their, target, limit=None)
                 if self.kept and data and path == note_path(target) and len(find_notes(their, target)) == 1:
                     mine.graft(path, raw)
                 else:
                     write_note(mine, target, data or b"")
             else:
-                lines = merge_messages([read_note(mine, target), read_note(their, target)])
-                if lines != read_note(mine, target):
+                copies = [read_note(side, target, limit=None) for side in (mine, their)]
+                lines = merge_messages(copies)
+                if lines != copies[0]:
                     write_note(mine, target, lines)
         for old, run_id in self.moved_notes:
-            self._move_note(old, run_id)
-
-    def _move_note(self, old: str, run_id: str) -> None:
-        """The note under a tag id that no anchor gives any more becomes messages of the run."""
-        data = read_note(self.ours.notes, old)
-        if data:
-            path = f"{run_chat_dir(run_id)}/{MESSAGES_FILE}"
-            _put(self.ours.ledger, path, merge_messages([self.ours.ledger.read(path), data]))
-        remove_note(self.ours.notes, old)
+            move_note(self.ours, old, run_id)
+        if mine.touched() or any(path.startswith(f"{RUN_CHAT}/") for path in self.ours.ledger.touched()):
+            settle_notes(self.ours)
 
     # ------------------------------------------------------------ what deletions cover
 
@@ -283,7 +294,7 @@ class _Merge:
                 if self.deleted(kind, id):
                     self.ours.ledger.remove(f"{root}/{id}")
         if self.ours.archive.has_dir(f"{DELETED}/message"):
-            self._drop_messages(gone)
+            drop_deleted_messages(self.ours, gone)
 
     def _delete_run(self, run_id: str) -> None:
         """Take out the run, and complete its record by the tags of all copies met: their notes go, too."""
@@ -298,28 +309,6 @@ class _Merge:
             remove_note(self.ours.notes, tag)
         self.ours.ledger.remove(run_chat_dir(run_id))
         self.report.runs.add(run_id)
-
-    def _drop_messages(self, gone: set[str]) -> None:
-        """Deleted messages go from every file that this merge changed, new deletions from all files."""
-        for editor, root in ((self.ours.ledger, "chat"), (self.ours.notes, "")):
-            changed = set(editor.touched())
-            for path, _ in list(editor.files(root)):
-                if gone or path in changed:
-                    data = editor.read(path) or b""
-                    kept = self._without_deleted(data)
-                    if data and not kept.strip():
-                        editor.remove(path)
-                    else:
-                        _put(editor, path, kept)
-
-    def _without_deleted(self, data: bytes) -> bytes:
-        lines = data.split(b"\n")
-        kept = [line for line in lines if not self._is_deleted(line)]
-        return data if len(kept) == len(lines) else b"\n".join(kept)
-
-    def _is_deleted(self, line: bytes) -> bool:
-        id = parse_line(line).get("id")
-        return is_valid_id(id) and self.deleted("message", str(id))
 
 
 def _put(editor: TreeEditor, path: str, data: bytes) -> None:
@@ -350,6 +339,13 @@ def _merge_deletion(mine: JsonObject, their: JsonObject) -> JsonObject:
 def _deleted_key(path: str) -> tuple[str, str]:
     parts = path.split("/")
     return (parts[1], parts[3]) if len(parts) == 4 else ("", "")
+
+
+def _is_plain(path: str, raw: bytes) -> bool:
+    """Whether this is a plain file with plain names, and not in a folder where messages belong."""
+    names = path.split("/")
+    usurped = len(names) > 4 and is_conversation("/".join(names[:4]))
+    return raw_mode(raw) in REGULAR and not usurped and all(map(is_plain_name, names))
 
 
 def _name(path: str) -> str:

@@ -33,9 +33,9 @@ def _find(notes: TreeEditor, folder: str, rest: str) -> Iterator[str]:
         yield from _find(notes, prefix + rest[:2], rest[2:])
 
 
-def read_note(notes: TreeEditor, target: str) -> bytes | None:
+def read_note(notes: TreeEditor, target: str, *, limit: int | None = MAX_NOTE_BYTES) -> bytes | None:
     """The bytes of the note on an object (joined where there are several), or ``None``."""
-    found = [notes.read(path, limit=MAX_NOTE_BYTES) for path in find_notes(notes, target)]
+    found = [notes.read(path, limit=limit) for path in find_notes(notes, target)]
     parts = [_ended(data) for data in found if data]
     return b"".join(parts) if found else None
 

@@ -15,6 +15,7 @@ from scp_git.git.objects import BLOB, TREE, ObjectStore, hash_object
 
 DIR = b"40000"
 FILE = b"100644"
+REGULAR = (FILE, b"100755")
 EMPTY_TREE = hash_object(TREE, b"")
 _KEPT_TREES = 4096
 """So many opened trees are kept from one transaction to the next; an archive has many more."""
