@@ -43,7 +43,7 @@ def there(daemon: Server, request: pytest.FixtureRequest, watch: Callable[[Path]
 
 @pytest.fixture
 def join(there: Path, daemon: Server, make_repo: MakeRepo, tmp_path: Path) -> Join:
-    """Call it with a name to get a repository whose ``origin`` is ``there``, with its branch main published."""
+    """Call it with a name to get a repository whose ``origin`` is ``there``, and its main published."""
 
     def join(name: str) -> Path:
         root = make_repo(tmp_path / name)
@@ -87,7 +87,7 @@ def test_runs_go_there_and_come_back(join: Join, there: Path) -> None:
     assert opened(a).pull().received == Counts(runs=1)
     for root in (a, b):
         assert set(ids(root)) == {"a1", "a2", "b1"} == tagged(root) == tagged(there)
-    assert published(a) == published(b) == {k: v for k, v in tips(there).items()}
+    assert published(a) == published(b) == tips(there)
     for root in (b, a):
         report = opened(root).sync()
         assert {result.state for result in report.pushed} == {RefState.UP_TO_DATE}

@@ -83,6 +83,11 @@ class History:
             queue.extend(fresh)
         return [oid for oid in seen if oid != trusted]
 
+    def is_whole(self, tip: str) -> bool:
+        """Whether all ancestors are here, as far as they are looked at; in a shallow clone they are not."""
+        marks = self._paint([tip], [])
+        return all(self.get(oid) is not None for oid in marks)
+
     def relation(self, one: str, other: str) -> Relation:
         """How ``one`` stands to ``other``. Where their histories are too long to tell, apart.
 

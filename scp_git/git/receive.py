@@ -147,3 +147,20 @@ def _relation(ours: Footing, theirs: str, history: History) -> Relation:
     if not found or found == {Relation.BEHIND}:
         return Relation.BEHIND
     return Relation.AHEAD if found & {Relation.SAME, Relation.AHEAD} else Relation.APART
+
+
+@dataclass(frozen=True, slots=True)
+class StartAfresh:
+    """Afterwards these branches have the same state without a history.
+
+    For a shallow clone that publishes to a remote which has none of it: what the
+    clone lacks it cannot give, and merging needs no common history.
+    """
+
+    refs: tuple[str, ...]
+    size: int = 0
+
+    def apply(self, tx: Transaction) -> None:
+        for ref in self.refs:
+            tx.footing[ref] = Footing((), {})
+        tx.subjects.append("ledger: the state of a shallow clone")

@@ -258,11 +258,20 @@ def _apart(git_dir: Path) -> Path:
     folder = git_dir / "scp" / "transfer"
     if not (folder / "HEAD").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("commondir", "../..\n"), ("HEAD", f"ref: {LEDGER_REF}\n")):
-            scratch = folder / f"{name}.{os.getpid()}.{threading.get_ident()}"
-            scratch.write_text(text)
-            scratch.replace(folder / name)
+        _place(folder / "commondir", b"../..\n")
+        _place(folder / "HEAD", f"ref: {LEDGER_REF}\n".encode())
+    # Where the history of a shallow clone ends, libgit2 looks up here and not in the common folder.
+    try:
+        _place(folder / "shallow", (git_dir / "shallow").read_bytes())
+    except FileNotFoundError:
+        (folder / "shallow").unlink(missing_ok=True)
     return folder
+
+
+def _place(path: Path, data: bytes) -> None:
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    scratch.write_bytes(data)
+    scratch.replace(path)
 
 
 def _home() -> Path:

@@ -19,7 +19,7 @@ from scp_git.git.handle import Repository
 from scp_git.git.healing import BRANCHES
 from scp_git.git.history import History, Relation
 from scp_git.git.objects import ObjectStore
-from scp_git.git.receive import Receive, Received
+from scp_git.git.receive import Receive, Received, StartAfresh
 from scp_git.git.remote import Remote
 from scp_git.git.snapshot import snapshot
 from scp_git.git.tagplan import TagPlan, plan_tags, tag_refspecs
@@ -260,7 +260,7 @@ class Syncer:
         self, peer: NetworkPeer, progress: _Progress, refs: tuple[str, ...], publish_commits: bool
     ) -> None:
         """Archive, ledger, notes, tags, each by a push of its own; after a refusal nothing later goes."""
-        ours = own_branches(self.repository)
+        ours = self._whole_branches(peer)
         before = {ref: peer.refs[ref] for ref in BRANCHES if ref in peer.refs}
         sent: dict[str, str] = {}
         for ref in (ref for ref in BRANCHES if ref in refs and ref in ours):
@@ -280,6 +280,18 @@ class Syncer:
                 self._push_tags(peer, progress, publish_commits)
         if sent:
             progress.sent += self._lacking(before, {**before, **sent})
+
+    def _whole_branches(self, peer: NetworkPeer) -> dict[str, str]:
+        """Our tips; those of a shallow clone are made ones that a remote without them can take."""
+        ours = own_branches(self.repository)
+        if (self.repository.common_dir / "shallow").exists():
+            with self.repository.odb() as odb:
+                history = History(ObjectStore(odb))
+                cut = [ref for ref, oid in ours.items() if ref not in peer.refs and not history.is_whole(oid)]
+            if cut:
+                self._write(self.repository, StartAfresh(tuple(cut)))
+                ours = own_branches(self.repository)
+        return ours
 
     def _push_branch(self, peer: NetworkPeer, ref: str, oid: str, tries: int) -> str | None:
         """Push one branch; returns the remote's words if it refused. Raises ``_Raced`` for a lost race."""
