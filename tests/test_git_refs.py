@@ -608,3 +608,39 @@ def test_a_torn_intent_is_discarded(bench: Bench, damage: bytes) -> None:
     bench.publisher.intent.path.write_bytes(damage)
     assert recovered(bench) == {}
     assert bench.refs.read("refs/heads/a") == bench.oids[0]
+
+
+# ---------------------------------------------------------------- splicing
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdefghij"), st.booleans()),
+    st.dictionaries(st.sampled_from("abcdefghijkl"), st.none() | st.booleans()),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_splicing_is_parsing_changing_and_writing(
+    present: dict[str, bool], changes: dict[str, bool | None], ordered: bool, ended: bool, prepared: bool
+) -> None:
+    def row(peeled: bool | None) -> tuple[str, str | None]:
+        return ("1" * 40, "2" * 40 if peeled else None)
+
+    header = PACKED_HEADER if ordered else b"# pack-refs with: peeled fully-peeled \n"
+    names = sorted(present) if ordered else sorted(present, reverse=True)
+    body = b"".join(
+        f"{oid} refs/{name}\n".encode() + (f"^{peeled}\n".encode() if peeled else b"")
+        for name in names
+        for oid, peeled in [row(present[name])]
+    )
+    data = header + body
+    packed = PackedRefs(data if ended or not names else data[:-1])
+    if prepared:
+        packed.prepare()
+    wanted = {f"refs/{name}": None if value is None else row(value) for name, value in changes.items()}
+    spliced = PackedRefs(b"".join(packed.spliced(wanted)))
+    expected = {f"refs/{name}": row(value) for name, value in present.items()} | wanted
+    found = list(spliced.entries())
+    assert found == sorted((name, *row_) for name, row_ in expected.items() if row_)
+    for name, row_ in expected.items():
+        assert spliced.prepare().get(name) == (row_[0] if row_ else None)

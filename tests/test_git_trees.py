@@ -311,3 +311,22 @@ class Known(NoObjects):
 
     def read(self, oid: str, *, limit: int | None = None) -> tuple[Kind, bytes] | None:
         return self.objects.get(oid)
+
+
+def test_grafting_many_folders_is_grafting_each() -> None:
+    def graft(one_by_one: bool) -> str:
+        store = ObjectStore(NoObjects())
+        source = TreeEditor(store)
+        for name in ("b", "a", "c-1", "c"):
+            source.put(f"from/{name}/file", name.encode())
+        raws = [raw for name in ("b", "a", "c-1", "c") if (raw := source.raw(f"from/{name}"))]
+        target = TreeEditor(store)
+        target.put("x/y/older/file", b"1")
+        if one_by_one:
+            for raw in raws:
+                target.graft(f"x/y/{raw.split(b' ', 1)[1][:-21].decode()}", raw)
+        else:
+            target.graft_into("x/y", raws)
+        return target.write()
+
+    assert graft(one_by_one=True) == graft(one_by_one=False)

@@ -33,6 +33,8 @@ _STORED_TREE_BYTES = 4096
 _STORED_TREE_MAX = 512 * 1024
 # zlib clears a quarter of a megabyte for each object unless told that the object is small.
 _SMALL_BYTES, _SMALL_WINDOW, _SMALL_MEMORY = 4095, 12, 4
+# Half of such a tree is object ids, which do not get smaller.
+_TINY_TREE_BYTES = 128
 _CHUNK_BYTES = 1024 * 1024
 
 
@@ -51,7 +53,8 @@ def encode_entry(oid: str, kind: Kind, data: bytes) -> PackEntry:
 
 def _deflate(kind: Kind, data: bytes) -> bytes:
     if len(data) <= _SMALL_BYTES:
-        small = zlib.compressobj(1, zlib.DEFLATED, _SMALL_WINDOW, _SMALL_MEMORY)
+        level = 0 if kind == "tree" and len(data) <= _TINY_TREE_BYTES else 1
+        small = zlib.compressobj(level, zlib.DEFLATED, _SMALL_WINDOW, _SMALL_MEMORY)
         return small.compress(data) + small.flush()
     stored = kind == "tree" and _STORED_TREE_BYTES <= len(data) <= _STORED_TREE_MAX
     return zlib.compress(data, 0 if stored else 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from scp_git.git.objects import is_oid
 
 _PER_WORKTREE = ("refs/bisect/", "refs/worktree/", "refs/rewritten/")
 _MAX_SYMBOLIC = 5
+_STRIDE = 4096
+_MANY = 64
 PACKED_HEADER = b"# pack-refs with: peeled fully-peeled sorted \n"
 
 
@@ -29,9 +32,26 @@ class PackedRefs:
     """One version of the file ``packed-refs``."""
 
     def __init__(self, data: bytes | mmap.mmap = b"") -> None:
-        self._data = data
+        # Only a file that somebody edited does not end like that.
+        self._data = data if data[-1:] in (b"", b"\n") else data[:] + b"\n"
         first = data[: max(data.find(b"\n"), 0)]
         self._sorted = b" sorted" in first
+        self._marks: tuple[list[bytes], list[int]] = ([], [])
+
+    def prepare(self) -> PackedRefs:
+        """Be ready to look up many refs: note the name and place of one every few kilobytes."""
+        if not self._sorted or self._marks[0]:
+            return self
+        names: list[bytes] = []
+        places: list[int] = []
+        place = self._next_ref(0)
+        while place < len(self._data):
+            end = self._data.find(b"\n", place)
+            names.append(bytes(self._data[place + 41 : end if end > 0 else len(self._data)]))
+            places.append(place)
+            place = self._next_ref(place + _STRIDE)
+        self._marks = names, places
+        return self
 
     def get(self, name: str) -> str | None:
         """The object a ref names; by binary search where the file says that it is sorted."""
@@ -65,8 +85,10 @@ class PackedRefs:
             encoded = {**rows, **encoded}
         data = self._data if self._sorted else b""
         position = 0
-        if not self._sorted:
+        if not data:
             yield PACKED_HEADER
+        elif len(encoded) >= _MANY:
+            self.prepare()
         for ref, row in sorted(encoded.items()):
             start = self._lower_bound(ref, position) if data else 0
             yield data[position:start]
@@ -74,6 +96,15 @@ class PackedRefs:
             if row is not None:
                 yield packed_line(ref, *row)
         yield data[position:]
+
+    def _next_ref(self, position: int) -> int:
+        """The start of the first ref line that begins at ``position`` or later."""
+        data = self._data
+        if position:
+            position = data.find(b"\n", position - 1) + 1 or len(data)
+        while data[position : position + 1] in (b"#", b"^"):
+            position = data.find(b"\n", position) + 1 or len(data)
+        return position
 
     def _end_of(self, ref: bytes, start: int) -> int:
         """Where the ref's line ends, with its peeled line; ``start`` if it is not there."""
@@ -103,6 +134,11 @@ class PackedRefs:
         """The start of the first ref line from ``low`` on whose name is not below ``wanted``."""
         data = self._data
         high = len(data)
+        names, places = self._marks
+        if names:
+            after = bisect_left(names, wanted)
+            low = max(low, places[after - 1] if after else 0)
+            high = places[after] if after < len(places) else high
         while low < high:
             middle = (low + high) // 2
             start = data.rfind(b"\n", low, middle) + 1 or low
@@ -222,7 +258,7 @@ class Refs:
             pass
         except OSError as exc:
             raise StorageFailed(f"listing {prefix}", exc) from exc
-        return Survey(self, files, folders, self.packed())
+        return Survey(self, files, folders, self.packed().prepare())
 
     def loose(self, prefix: str) -> Iterator[tuple[str, str]]:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from scp_git.errors import StorageFailed
 from scp_git.git.objects import BLOB, TREE, ObjectStore, hash_object
@@ -200,6 +200,17 @@ class TreeEditor:
         then need not be looked at.
         """
         self._set(path, DIR if is_dir(raw) else FILE, raw_oid(raw), whole=whole)
+
+    def graft_into(self, path: str, raws: Iterable[bytes]) -> None:
+        """As ``graft`` with ``whole``, for any number of subfolders of one folder."""
+        folder: Tree | None = None
+        for raw in raws:
+            name = raw[raw.index(b" ") + 1 : -21]
+            if folder is None:
+                self.graft(f"{path}/{decode_name(name)}", raw, whole=True)
+                folder = self.folder(path)
+            else:
+                self._put(folder, name, raw, None)
 
     def remove(self, path: str) -> bool:
         """Remove a file or a whole folder, and the folders above that become empty."""

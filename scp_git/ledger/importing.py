@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from scp_git.codec import dump_pretty, tag_message
+from scp_git.codec import dump_pretty
 from scp_git.errors import AlreadyExists, ScpGitError
 from scp_git.git.anchors import find_run
 from scp_git.git.handle import Identity
@@ -112,7 +112,7 @@ class MadeRun:
         if target:
             seconds = int(parse_time(str(record["started_at"])).timestamp())
             anchor = Anchor(target, identity.stamp(seconds))
-            data = encode_tag(run_tag_name(given.run_id), target, anchor.tagger, tag_message(record))
+            data = encode_tag(run_tag_name(given.run_id), target, anchor.tagger, given.message)
             objects.append(made_tag(data))
             tag = objects[0].oid
             record["anchor"] = anchor.to_json()
@@ -136,36 +136,45 @@ class ImportRuns:
 
     def apply(self, tx: Transaction) -> list[bool | str]:
         tx.survey_tags()
-        outcomes = [self._store(tx, run) for run in self.runs]
-        added = outcomes.count(True)
-        if added:
-            tx.subjects.append(f"ledger: import {added} runs")
+        new: dict[str, MadeRun] = {}
+        outcomes = [self._look(tx, run, new) for run in self.runs]
+        folders: dict[str, list[bytes]] = {}
+        for run_id, run in new.items():
+            tx.store.adopt(run.objects)
+            if self.hot:
+                tx.ledger.graft(run_dir(run_id), run.folder)
+                tx.recorded.append((run_id, run.key[0]))
+            else:
+                folders.setdefault(archived_run_dir(run_id).rpartition("/")[0], []).append(run.folder)
+            if not run.tag:
+                tx.deferred.add(run_id)
+            elif tx.tag(run_id) is None:
+                tx.move_tag(run_id, run.tag, run.target)
+        for folder, raws in folders.items():
+            tx.archive.graft_into(folder, raws)
+        if new:
+            tx.subjects.append(f"ledger: import {len(new)} runs")
         return outcomes
 
-    def _store(self, tx: Transaction, run: MadeRun) -> bool | str:
+    def _look(self, tx: Transaction, run: MadeRun, new: dict[str, MadeRun]) -> bool | str:
+        """True, and noted as new, if the run is to be stored; else as ``apply`` says it."""
         run_id = run.run_id
         deleted = tx.is_deleted("run", run_id)
         found = None if deleted else find_run(tx, run_id)
+        twin = new.get(run_id)
+        if found is None and twin is None and not deleted:
+            new[run_id] = run
+            return True
         if found is not None and (found[0].raw(found[1]) == run.folder or run.given.same(*found)):
             if tx.tag(run_id) is None:
                 tx.project_tag(run_id)
             return False
-        if deleted or found is not None:
-            refusal = AlreadyExists("run", run_id, deleted=deleted)
-            if self.strict:
-                raise refusal
-            return refusal.message
-        tx.store.adopt(run.objects)
-        if self.hot:
-            tx.ledger.graft(run_dir(run_id), run.folder)
-            tx.recorded.append((run_id, run.key[0]))
-        else:
-            tx.archive.graft(archived_run_dir(run_id), run.folder, whole=True)
-        if not run.tag:
-            tx.deferred.add(run_id)
-        elif tx.tag(run_id) is None:
-            tx.move_tag(run_id, run.tag, run.target)
-        return True
+        if twin is not None and (twin.folder == run.folder or run.given.same_as(twin.given)):
+            return False
+        refusal = AlreadyExists("run", run_id, deleted=deleted)
+        if self.strict:
+            raise refusal
+        return refusal.message
 
 
 def reason(exc: Exception) -> str:

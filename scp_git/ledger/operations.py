@@ -37,6 +37,7 @@ from scp_git.layout import (
     run_dir,
 )
 from scp_git.models import Run, RunEvent
+from scp_git.soundness import surely_event, surely_run
 
 _UNSET_EVENT = RunEvent().model_dump()
 _ANCHOR_BYTES = 1024
@@ -65,6 +66,8 @@ class RecordRun:
     run_id: str
     record: JsonObject
     """The run as it is stored, without its anchor."""
+    message: str
+    """The same as the message of its tag."""
     filled: frozenset[str]
     """The fields that the caller left empty; they do not count when a run is recorded twice."""
     parts: tuple[bytes, ...]
@@ -95,24 +98,26 @@ class RecordRun:
         if not isinstance(run, Run):
             raise TypeError(f"run must be a Run, not {type(run).__name__}")
         check_id("run", run.run_id)
-        run = Run.model_validate(run.model_dump())
-        filled = frozenset(name for name in _FILLED if not getattr(run, name))
-        if not past:
-            run.user = run.user or user
-            run.code_ref = run.code_ref or head or ""
-        _fill_times(run, past=past)
         record = run.model_dump()
-        length = _file_length(record)
+        if not surely_run(record):
+            record = Run.model_validate(record).model_dump()
+        filled = frozenset(name for name in _FILLED if not record[name])
+        if not past:
+            record["user"] = record["user"] or user
+            record["code_ref"] = record["code_ref"] or head or ""
+        _fill_times(record, past=past)
+        message = tag_message(record)
+        length = _file_length(record, message)
         if length > MAX_RECORD_BYTES:
             raise RecordTooLarge("run", run.run_id, length, MAX_RECORD_BYTES)
-        stored, timeless = _stored_events(events or (), run.started_at if past else None)
+        stored, timeless = _stored_events(events or (), record["started_at"] if past else None)
         lines = [f"{dump_compact(event)}\n".encode() for event in stored]
         longest = max(map(len, lines), default=0)
         if longest > MAX_PART_BYTES:
             raise RecordTooLarge("an event of run", run.run_id, longest, MAX_PART_BYTES)
         parts = tuple(cut_parts(lines))
         size = 3 * length + sum(map(len, parts))
-        return cls(run.run_id, record, filled, parts, timeless, head, size)
+        return cls(record["run_id"], record, message, filled, parts, timeless, head, size)
 
     def apply(self, tx: Transaction) -> bool:
         """True if the run was stored, False if it was there already with the same content."""
@@ -221,17 +226,18 @@ def _seq(event: JsonObject) -> int:
     return seq if isinstance(seq, int) else 2**63
 
 
-def _fill_times(run: Run, *, past: bool) -> None:
+def _fill_times(record: JsonObject, *, past: bool) -> None:
     """``ended_at`` from the duration or, for a run of the present, the clock; ``duration_ms`` from both."""
-    if run.ended_at and run.duration_ms:
+    if record["ended_at"] and record["duration_ms"]:
         return
-    started = parse_time(run.started_at)
-    if not run.ended_at:
-        end = started if past and not run.duration_ms else _end(started, run.duration_ms)
-        run.ended_at = format_time(max(started, end))
-    if not run.duration_ms:
-        elapsed = parse_time(run.ended_at) - started
-        run.duration_ms = max(int(elapsed.total_seconds() * 1000), 0)
+    started = parse_time(record["started_at"])
+    if not record["ended_at"]:
+        duration_ms = record["duration_ms"]
+        end = started if past and not duration_ms else _end(started, duration_ms)
+        record["ended_at"] = format_time(max(started, end))
+    if not record["duration_ms"]:
+        elapsed = parse_time(record["ended_at"]) - started
+        record["duration_ms"] = max(int(elapsed.total_seconds() * 1000), 0)
 
 
 def _end(started: datetime, duration_ms: int) -> datetime:
@@ -241,9 +247,9 @@ def _end(started: datetime, duration_ms: int) -> datetime:
         return clock.now()
 
 
-def _file_length(record: JsonObject) -> int:
+def _file_length(record: JsonObject, message: str) -> int:
     """About how long run.json will be, with its anchor; exact where it matters."""
-    length = len(tag_message(record).encode())
+    length = len(message.encode())
     # An indented file can be many times longer than one line.
     return length + _ANCHOR_BYTES if length < _SURELY_SMALL else len(dump_pretty(record)) + _ANCHOR_BYTES
 
@@ -270,12 +276,13 @@ def _stored_events(
             given = dict(event)
         else:
             raise TypeError(f"an event must be a RunEvent or a mapping, not {type(event).__name__}")
-        checked = RunEvent.model_validate(given)
-        seq = checked.seq or seq + 1
-        if not checked.ts:
+        number, ts = given.pop("seq", 0), given.pop("ts", "")
+        if not surely_event({"seq": number, "ts": ts, **given}):
+            checked = RunEvent.model_validate({"seq": number, "ts": ts, **given})
+            number, ts = checked.seq, checked.ts
+        seq = number or seq + 1
+        if not ts:
             timeless.add(len(stored))
-        given.pop("seq", None)
-        given.pop("ts", None)
-        stored.append({"seq": seq, "ts": checked.ts or moment or now_iso(), **given})
+        stored.append({"seq": seq, "ts": ts or moment or now_iso(), **given})
     order = sorted(range(len(stored)), key=lambda position: stored[position]["seq"])
     return [stored[i] for i in order], frozenset(n for n, i in enumerate(order) if i in timeless)
