@@ -22,10 +22,11 @@ from scp_git.git.chatmerge import (
 )
 from scp_git.git.conversation import Conversation
 from scp_git.git.lines import merge_events, merge_messages, merge_parts, revision
+from scp_git.git.names import is_plain_name, is_plain_path
 from scp_git.git.notes import find_notes, note_target, read_note, remove_note, write_note
 from scp_git.git.objects import BLOB, hash_object
 from scp_git.git.runcopy import RunCopy, other_id
-from scp_git.git.theirs import differing, differing_dirs, is_plain_name
+from scp_git.git.theirs import differing, differing_dirs
 from scp_git.git.tree import REGULAR, TreeEditor, raw_mode, raw_oid
 from scp_git.ids import is_valid_id
 from scp_git.layout import (
@@ -180,7 +181,7 @@ class _Merge:
         files = {}
         for path, raw in editor.files(folder):
             name = path[len(folder) + 1 :]
-            regular = raw_mode(raw) in REGULAR and all(is_plain_name(part) for part in name.split("/"))
+            regular = raw_mode(raw) in REGULAR and is_plain_path(name)
             data = editor.read(path) if regular else None
             if data is None:
                 self.report.refused.append(path)

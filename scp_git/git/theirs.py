@@ -38,14 +38,3 @@ def _same(ours: Tree, name: bytes, raw: bytes) -> bool:
     """Whether our entry equals theirs; an opened subtree of ours may have changed."""
     child = ours.children.get(name)
     return child.oid == raw_oid(raw) if child is not None else ours.raw(name) == raw
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a file name is harmless on every system: no traversal, nothing that git treats specially."""
-    return (
-        name not in ("", ".", "..")
-        and name.isprintable()
-        and not name.lower().startswith((".git", "git~"))
-        and not set(name) & set('\\/:*?"<>|')
-        and not name.endswith((".", " "))
-    )

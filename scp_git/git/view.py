@@ -21,6 +21,7 @@ from scp_git.git.folder import Folder
 from scp_git.git.handle import Repository, translated
 from scp_git.git.index import IndexFile
 from scp_git.git.locks import INDEX_LOCK_STALE_S, LockFile, heal_lock
+from scp_git.git.names import stays_inside
 from scp_git.git.objects import BLOB, hash_object
 from scp_git.layout import IGNORE_RULE, LEDGER_REF, VIEW_ADMIN_NAME, VIEW_DIR, is_run_file
 
@@ -169,7 +170,9 @@ class View:
             for path, oid in changes.items():
                 name = os.fsencode(path)
                 self.index.remove(name)
-                if oid is None:
+                if not stays_inside(path):  # somebody's branch must not lead out of the view
+                    log.warning("not shown in the view, where its name leads out of it: %r", path)
+                elif oid is None:
                     folder.remove(path)
                 else:
                     self._write(folder, path, oid, read)
