@@ -102,12 +102,26 @@ def dump_lines(values: Iterable[object]) -> bytes:
 def load_object(data: bytes) -> JsonObject:
     """Parse one JSON object; ``ValueError`` for anything else."""
     try:
-        value = _decode(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        value = _decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
+    if text.count("[") + text.count("{") > MAX_DEPTH:  # else it cannot be too deep
+        _check_depth(value)
     return value
+
+
+def _check_depth(value: JsonObject) -> None:
+    """Refuse what could be read, but not written again."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
+        level = [item for item in inner if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def load_lines(data: bytes) -> Iterator[JsonObject | None]:
