@@ -26,10 +26,10 @@ from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
 from scp_git.git.transaction import Footing, Operation, Transaction
 from scp_git.git.tree import EMPTY_TREE, TreeEditor, drop_unused_files, raw_oid
 from scp_git.git.untagged import Untagged
+from scp_git.git.validate import format_refusal
 from scp_git.git.view import View
 from scp_git.ids import is_valid_id
 from scp_git.layout import (
-    FORMAT,
     FORMAT_BYTES,
     FORMAT_PATH,
     LEDGER_REF,
@@ -365,10 +365,8 @@ class Committer:
 
 def check_format(repository: Repository, data: bytes | None) -> None:
     """Raise ``UnsupportedRepository`` if a FORMAT file names a later format, or cannot be read."""
-    text = (data or FORMAT_BYTES).strip()
-    if not text.isdigit() or len(text) > 9 or int(text) > FORMAT:
-        shown = text[:20].decode("ascii", "replace")
-        reason = f"the ledger has format {shown!r}, this version knows {FORMAT}; upgrade scp_git"
+    reason = format_refusal(data)
+    if reason:
         raise UnsupportedRepository(repository.root, reason)
 
 

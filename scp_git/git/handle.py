@@ -108,9 +108,15 @@ class Odb:
 
     def kind(self, oid: str) -> Kind | None:
         """What kind of object this is, or ``None`` if it is not here."""
+        found = self.header(oid)
+        return found[0] if found else None
+
+    def header(self, oid: str) -> tuple[Kind, int] | None:
+        """What kind of object this is and its size, without reading it; ``None`` if it is not here."""
         with translated(f"reading object {oid[:10]}"):
             try:
-                return self._KINDS[int(self._odb.read_header(oid)[0])]
+                kind, size = self._odb.read_header(oid)
+                return self._KINDS[int(kind)], int(size)
             except (KeyError, ValueError):
                 return None
 

@@ -22,6 +22,7 @@ from scp_git.git.pack import remove_stale
 from scp_git.git.publish import SCRATCH_PREFIX, Intent, Publisher
 from scp_git.git.refs import Refs
 from scp_git.git.tree import TreeEditor
+from scp_git.git.validate import sift
 from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,10 @@ def _merge_commit(beginning: Beginning, history: History, ref: str, oid: str) ->
     log.info("merging %s of %s, which was not made by this library", oid[:10], ref)
     empty = {name: TreeEditor(history.store) for name in BRANCHES}
     empty[ref] = TreeEditor(history.store, commit.tree)
-    report = merge_states(beginning, Beginning(empty, {}))
+    theirs = Beginning(empty, {})
+    for skipped in sift(theirs, beginning):
+        log.warning("%s of %s: %s: %s", oid[:10], ref, skipped.path, skipped.reason)
+    report = merge_states(beginning, theirs)
     beginning.merged.append(ref)
     if beginning.report is None:
         beginning.report = report

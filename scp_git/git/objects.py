@@ -27,6 +27,8 @@ class Reader(Protocol):
 
     def kind(self, oid: str) -> Kind | None: ...
 
+    def header(self, oid: str) -> tuple[Kind, int] | None: ...
+
 
 def is_oid(value: object) -> bool:
     """Whether ``value`` is 40 lower-case hex digits."""
@@ -105,6 +107,13 @@ class ObjectStore:
         """What kind of object this is, or ``None`` if it is missing."""
         found = self.added.get(oid) or self.later.get(oid)
         return found[0] if found else self.base.kind(oid)
+
+    def header(self, oid: str) -> tuple[Kind, int] | None:
+        """What kind of object this is and its size, without reading it; ``None`` if it is not here."""
+        if oid in self.added:
+            kind, data = self.added[oid]
+            return kind, len(data)
+        return self.base.header(oid)
 
     def read(self, oid: str, kind: Kind) -> bytes:
         """The bytes of an object that must be there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from scp_git.errors import StorageFailed
 from scp_git.git.objects import BLOB, TREE, ObjectStore, hash_object
@@ -46,10 +46,9 @@ class Tree:
             length += len(raw)
         if length != len(data):
             raise StorageFailed(f"reading tree {oid[:10]}", "it is damaged")
-        # Git sorts a folder as if its name ended in a slash.
-        order = sorted((_sort_key(name, raw), raw) for name, raw in self._raw.items())
-        self._keys = [key for key, _ in order]
-        self._rows = [raw for _, raw in order]
+        self._keys: list[bytes] = []
+        self._rows: list[bytes] = []
+        self._sort()
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -84,6 +83,32 @@ class Tree:
             self.children[name] = child
         self.oid = None
         return old, old_child
+
+    def has(self, name: bytes, raw: bytes) -> bool:
+        """Whether an entry of another tree equals ours; an opened subtree of ours may have changed."""
+        child = self.children.get(name)
+        return child.oid == raw_oid(raw) if child is not None else self._raw.get(name) == raw
+
+    def revise(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Set or remove (None) many entries at once."""
+        for name, raw in changes.items():
+            self.children.pop(name, None)
+            if raw is None:
+                self._raw.pop(name, None)
+            else:
+                self._raw[name] = raw
+        self._sort()
+        self.oid = None
+
+    def _sort(self) -> None:
+        # Git sorts a folder as if its name ended in a slash.
+        order = sorted((_sort_key(name, raw), raw) for name, raw in self._raw.items())
+        self._keys = [key for key, _ in order]
+        self._rows = [raw for _, raw in order]
+
+    def is_canonical(self) -> bool:
+        """Whether git would write it as it was read: sorted, no name twice."""
+        return self.oid == hash_object(TREE, b"".join(self._rows))
 
     def write(self, store: ObjectStore) -> str:
         """Add this tree and its changed subtrees to the store; returns its id."""

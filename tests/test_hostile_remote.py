@@ -1,0 +1,534 @@
+"""What a hostile remote can put into its branches: taken out and reported, and what is good comes in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pygit2
+import pytest
+from pygit2.enums import ObjectType
+
+from scp_git import Run, Store
+from scp_git.codec import MAX_RECORD_BYTES, dump_pretty, load_object
+from scp_git.errors import RemoteError, UnsupportedRepository
+from scp_git.git import validate
+from scp_git.git.handle import Repository
+from scp_git.git.merge import merge_states
+from scp_git.git.objects import ObjectStore
+from scp_git.git.remote import Remote
+from scp_git.git.snapshot import Snapshot, snapshot
+from scp_git.git.tree import raw_mode
+from scp_git.git.validate import Fetched, Skipped, fetched_state
+from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF, archived_run_dir, deleted_path, run_dir
+
+# What was fetched lies in the object database, and fsck looks at everything there.
+pytestmark = pytest.mark.untidy("the objects of a hostile remote are here", skip=["fsck"])
+
+Entry = tuple[bytes, bytes, str]
+"""Mode, name and object id, as they stand in a tree."""
+FILE, LINK, MODULE, FOLDER = b"100644", b"120000", b"160000", b"40000"
+NOTE = "c" * 40
+
+
+class Hostile:
+    """A bare repository whose objects are written byte by byte."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.repo = pygit2.init_repository(path, bare=True)
+
+    def blob(self, data: bytes) -> str:
+        return str(self.repo.odb.write(ObjectType.BLOB, data))
+
+    def tree(self, entries: Iterable[Entry], *, sort: bool = True) -> str:
+        rows = [mode + b" " + name + b"\0" + bytes.fromhex(oid) for mode, name, oid in entries]
+        return str(self.repo.odb.write(ObjectType.TREE, b"".join(sorted(rows, key=_order) if sort else rows)))
+
+    def files(self, files: dict[str, bytes | Entry]) -> str:
+        """A tree of paths; an ``Entry`` instead of bytes is put there as it is."""
+        here: dict[str, Entry] = {}
+        below: dict[str, dict[str, bytes | Entry]] = {}
+        for path, data in files.items():
+            head, slash, rest = path.partition("/")
+            if slash:
+                below.setdefault(head, {})[rest] = data
+            else:
+                here[head] = data if isinstance(data, tuple) else (FILE, head.encode(), self.blob(data))
+        folders = [(FOLDER, name.encode(), self.files(inside)) for name, inside in below.items()]
+        return self.tree([*here.values(), *folders])
+
+    def publish(self, ref: str, tree: str) -> str:
+        who = "Eve <eve@example.org> 1700000000 +0000"
+        data = f"tree {tree}\nauthor {who}\ncommitter {who}\n\nhello\n\nScp-Git: 1\n".encode()
+        oid = str(self.repo.odb.write(ObjectType.COMMIT, data))
+        (self.path / ref).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / ref).write_text(oid + "\n")
+        return oid
+
+
+def _order(row: bytes) -> bytes:
+    name = row.partition(b"\0")[0].partition(b" ")[2]
+    return name + b"/" if row.startswith(FOLDER) else name
+
+
+def run_json(run_id: str, **more: object) -> bytes:
+    started = "2026-02-17T20:45:00.000000+00:00"
+    return dump_pretty({"run_id": run_id, "type": "apply", "started_at": started, "status": "ok", **more})
+
+
+GOOD: dict[str, bytes | Entry] = {"FORMAT": b"1\n", f"{run_dir('good')}/run.json": run_json("good")}
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Hostile:
+    return Hostile(tmp_path / "hostile.git")
+
+
+def fetched(root: Path, hostile: Hostile) -> tuple[Fetched, Snapshot, ObjectStore]:
+    """What comes out of the remote's branches, beside what is here."""
+    repository = Repository.open(root)
+    remote = Remote(str(hostile.path), name="origin", git_dir=repository.common_dir, timeout_s=10)
+    there = remote.refs()
+    refs = {
+        ref: ref.replace("refs/", "refs/scp/remotes/origin/") for ref in (LEDGER_REF, ARCHIVE_REF, NOTES_REF)
+    }
+    remote.fetch([f"+{ref}:{here}" for ref, here in refs.items() if ref in there])
+    odb = repository.open_odb()
+    ours = snapshot(repository, odb)
+    store = ObjectStore(odb)
+    for editor in (ours.ledger, ours.archive, ours.notes):
+        editor.store = store
+    tips = {ref: repository.refs.read(here) for ref, here in refs.items()}
+    return fetched_state(store, tips, ours, remote="origin"), ours, store
+
+
+def merged(root: Path, hostile: Hostile) -> tuple[Snapshot, list[Skipped]]:
+    state, ours, _ = fetched(root, hostile)
+    merge_states(ours, state)
+    return ours, state.skipped
+
+
+def paths(state: Snapshot | Fetched) -> set[str]:
+    return {path for editor in (state.ledger, state.archive, state.notes) for path, _ in editor.files()}
+
+
+def planted(hostile: Hostile, entry: Entry) -> dict[str, bytes | Entry]:
+    return {**GOOD, f"{run_dir('bad')}/run.json": run_json("bad"), f"{run_dir('bad')}/x": entry}
+
+
+# ---------------------------------------------------------------- names and modes
+
+NAMES = {
+    "dot dot": b"..",
+    "dot": b".",
+    "git": b".git",
+    "git, by another name": b".GIT",
+    "git, by its short name": b"git~1",
+    "submodules": b".gitmodules",
+    "attributes": b".gitattributes",
+    "a path": b"../../../../pwned",
+    "a slash": b"a/b",
+    "a backslash": b"a\\b",
+    "a stream": b"run.json::$DATA",
+    "a device's dot": b"x.",
+    "an escape": b"\x1b]0;pwned\x07",
+    "right to left": "\u202ejpg".encode(),
+    "no UTF-8": b"\xff\xfe",
+    "zero width": ".g\u200cit".encode(),
+    "a newline": b"a\nb",
+    "long and bad": b"x" * 5000 + b"\x00"[:0] + b"*",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bad_name_is_taken_out(hostile: Hostile, repo: Path, name: str) -> None:
+    entry = (FILE, NAMES[name], hostile.blob(b"x"))
+    hostile.publish(LEDGER_REF, hostile.files(planted(hostile, entry)))
+    state, skipped = merged(repo, hostile)
+    assert paths(state) == {"FORMAT", f"{run_dir('good')}/run.json", f"{run_dir('bad')}/run.json"}
+    assert [(each.ref, each.reason, each.kept) for each in skipped] == [
+        (LEDGER_REF, "its name is not plain", False)
+    ]
+    assert skipped[0].path.startswith(f"{run_dir('bad')}/")
+    assert skipped[0].path.isprintable() and len(skipped[0].path) < 2000
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        (LINK, "it is a symbolic link"),
+        (MODULE, "it is a submodule"),
+        (b"100600", None),
+        (b"100666", None),
+        (b"040000", "its mode is not one of a file"),  # git itself writes 40000
+        (b"060000", "its mode is not one of a file"),
+    ],
+)
+def test_only_regular_files_come_in(hostile: Hostile, repo: Path, mode: bytes, reason: str | None) -> None:
+    oid = hostile.tree([]) if mode == b"040000" else hostile.blob(b"/etc/passwd")
+    for path in ("run.json", "x"):
+        run = {**GOOD, f"{run_dir('bad')}/{path}": (mode, path.encode(), oid)}
+        hostile.publish(LEDGER_REF, hostile.files(run))
+        state, skipped = merged(repo, hostile)
+        assert f"{run_dir('good')}/run.json" in paths(state)
+        assert f"{run_dir('bad')}/{path}" not in paths(state)
+        assert [each.reason for each in skipped] == [reason or "its mode is not one of a file"]
+
+
+def test_executable_files_lose_the_bit(hostile: Hostile, repo: Path) -> None:
+    path = f"{run_dir('good')}/run.json"
+    hostile.publish(
+        LEDGER_REF, hostile.files({path: (b"100755", b"run.json", hostile.blob(run_json("good")))})
+    )
+    state, skipped = merged(repo, hostile)
+    assert [(each, raw_mode(raw)) for each, raw in state.ledger.files()] == [(path, b"100644")]
+    assert skipped == []
+
+
+def test_a_link_in_the_place_of_a_folder_is_taken_out(hostile: Hostile, repo: Path) -> None:
+    link = hostile.blob(b"../..")
+    for path in ("ledger", "ledger/runs", f"{run_dir('bad')}"):
+        files = {"FORMAT": b"1\n", path: (LINK, path.rpartition("/")[2].encode(), link)}
+        hostile.publish(LEDGER_REF, hostile.files(files))
+        state, skipped = merged(repo, hostile)
+        assert paths(state) == {"FORMAT"}
+        assert len(skipped) == 1
+
+
+# ---------------------------------------------------------------- places
+
+WRONG_LEDGER = {
+    "an id that leads out": f"ledger/runs/{'.hidden'}/run.json",
+    "a device": "ledger/runs/con/run.json",
+    "a lock": "chat/threads/x.lock/thread.json",
+    "a file for a run": "ledger/runs/x",
+    "a trace with a space": "ledger/traces/a b/trace.json",
+}
+WRONG_ARCHIVE = {
+    "in another shard": "runs/other/00/x/run.json",
+    "on another day": "runs/2026/02/18/"
+    + archived_run_dir("run_2026-02-17T204500_a_b").partition("17/")[2]
+    + "/run.json",
+    "no day": "runs/x/y/z/00/x/run.json",
+    "a file for a day": "runs/2026/02/17",
+    "a deletion in another shard": "deleted/run/00/good",
+    "a deletion of a thing": "deleted/thing/00/x",
+    "a deletion with a folder": deleted_path("run", "x") + "/y",
+    "a deletion that is no JSON": deleted_path("run", "good"),
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG_LEDGER, *WRONG_ARCHIVE])
+def test_what_lies_in_the_wrong_place_is_taken_out(hostile: Hostile, repo: Path, name: str) -> None:
+    hostile.publish(
+        LEDGER_REF, hostile.files({**GOOD, **({WRONG_LEDGER[name]: b"{}"} if name in WRONG_LEDGER else {})})
+    )
+    if name in WRONG_ARCHIVE:
+        hostile.publish(ARCHIVE_REF, hostile.files({"FORMAT": b"1\n", WRONG_ARCHIVE[name]: b"nonsense"}))
+    state, skipped = merged(repo, hostile)
+    assert paths(state) == {"FORMAT", f"{run_dir('good')}/run.json"}
+    assert len(skipped) == 1 and not skipped[0].kept
+
+
+NOT_NOTES = ["x", "ab/x", f"ab/{'c' * 37}", "zz/" + "c" * 38, "ab/" * 21 + "c", f"{'A' * 40}", "readme.txt"]
+
+
+@pytest.mark.parametrize("path", NOT_NOTES)
+def test_what_is_no_note_is_taken_out(hostile: Hostile, repo: Path, path: str) -> None:
+    hostile.publish(NOTES_REF, hostile.files({f"{NOTE[:2]}/{NOTE[2:]}": b'{"id":"m"}\n', path: b"x"}))
+    state, skipped = merged(repo, hostile)
+    assert paths(state) == {f"{NOTE[:2]}/{NOTE[2:]}"}
+    assert len(skipped) == 1
+
+
+def test_a_note_that_is_a_folder_is_taken_out(hostile: Hostile, repo: Path) -> None:
+    hostile.publish(NOTES_REF, hostile.files({f"{NOTE}/x": b"x", "d" * 40: b'{"id":"m"}\n'}))
+    state, skipped = merged(repo, hostile)
+    assert paths(state) == {f"dd/{'d' * 38}"}
+    assert [each.reason for each in skipped] == ["it is no folder of notes"]
+
+
+# ---------------------------------------------------------------- objects
+
+
+def test_a_huge_file_is_refused_by_its_header_alone(hostile: Hostile, repo: Path) -> None:
+    # 70 MB of zeros, which zlib makes 70 kB of.
+    size = 70_000_000
+    header = f"blob {size}\0".encode()
+    squeeze, whole = zlib.compressobj(9), hashlib.sha1(header)
+    packed = squeeze.compress(header)
+    for _ in range(size // 1_000_000):
+        packed += squeeze.compress(bytes(1_000_000))
+        whole.update(bytes(1_000_000))
+    oid = whole.hexdigest()
+    place = hostile.path / "objects" / oid[:2] / oid[2:]
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(packed + squeeze.flush())
+    paths_ = [f"{run_dir('bad')}/run.json", f"{run_dir('bad')}/events.jsonl", f"{run_dir('bad')}/other"]
+    huge = {path: (FILE, path.rpartition("/")[2].encode(), oid) for path in paths_}
+    hostile.publish(LEDGER_REF, hostile.files({**GOOD, **huge}))
+    state, skipped = merged(repo, hostile)
+    assert paths(state) == {"FORMAT", f"{run_dir('good')}/run.json"}
+    assert {each.path for each in skipped} == set(paths_)
+    assert all(f"it has {size} bytes, the limit is " in each.reason for each in skipped)
+    assert f"limit is {MAX_RECORD_BYTES}" in skipped[-1].reason
+
+
+def test_missing_and_mistyped_objects_are_taken_out(hostile: Hostile, repo: Path) -> None:
+    folder, file = hostile.tree([]), hostile.blob(b"x")
+    here = Repository.open(repo)
+    # A server would not send a broken state, so it is planted here.
+    local = Hostile(hostile.path)
+    tree = local.files(GOOD)
+    for entry in {
+        "missing": (FILE, b"run.json", "1" * 40),
+        "null": (FILE, b"run.json", "0" * 40),
+        "folder for a file": (FILE, b"run.json", folder),
+        "file for a folder": (FOLDER, b"events.jsonl", file),
+        "missing folder": (FOLDER, b"sub", "2" * 40),
+    }.values():
+        bad = local.tree([entry])
+        runs = local.tree([(FOLDER, b"bad", bad), *_entries(local, tree, "ledger/runs")])
+        root = local.tree([(FOLDER, b"ledger", local.tree([(FOLDER, b"runs", runs)]))])
+        odb = pygit2.Repository(local.path).odb
+        store = ObjectStore(_OdbOf(odb))
+        tip = local.publish("refs/heads/broken", root)
+        ours = snapshot(here, here.open_odb())
+        state = fetched_state(store, {LEDGER_REF: tip}, ours, remote="origin")
+        assert paths(state) == {f"{run_dir('good')}/run.json"}
+        assert len(state.skipped) == 1 and "its object is" in state.skipped[0].reason
+
+
+class _OdbOf:
+    """Reads from any libgit2 object database."""
+
+    def __init__(self, odb: pygit2.Odb) -> None:
+        from scp_git.git.handle import Odb
+
+        self._odb = odb
+        self._kinds = Odb._KINDS
+
+    def header(self, oid: str) -> object:
+        try:
+            kind, size = self._odb.read_header(oid)
+        except (KeyError, ValueError):
+            return None
+        return self._kinds[int(kind)], size
+
+    def kind(self, oid: str) -> object:
+        raise NotImplementedError
+
+    def read(self, oid: str, *, limit: int | None = None) -> object:
+        try:
+            kind, data = self._odb.read(oid)
+        except (KeyError, ValueError):
+            return None
+        return self._kinds[int(kind)], data
+
+
+def _entries(hostile: Hostile, tree: str, path: str) -> list[Entry]:
+    found = hostile.repo[tree] / path
+    return [(FOLDER, each.name.encode(), str(each.id)) for each in found]
+
+
+@pytest.mark.parametrize("kind", ["blob", "tree", "tag", "no tree"])
+def test_a_tip_that_is_no_commit_counts_as_absent(hostile: Hostile, repo: Path, kind: str) -> None:
+    hostile.publish(ARCHIVE_REF, hostile.files({"FORMAT": b"1\n"}))
+    oid = {
+        "blob": lambda: hostile.blob(b"x"),
+        "tree": lambda: hostile.files(GOOD),
+        "tag": lambda: str(
+            hostile.repo.odb.write(
+                ObjectType.TAG, f"object {hostile.blob(b'x')}\ntype blob\ntag x\n\n".encode()
+            )
+        ),
+        "no tree": lambda: hostile.publish(LEDGER_REF, hostile.blob(b"not a tree")),
+    }[kind]()
+    (hostile.path / LEDGER_REF).write_text(oid + "\n")
+    here = Repository.open(repo)
+    store = ObjectStore(_OdbOf(hostile.repo.odb))
+    ours = snapshot(here, here.open_odb())
+    tips = {LEDGER_REF: oid, ARCHIVE_REF: (hostile.path / ARCHIVE_REF).read_text().strip()}
+    state = fetched_state(store, tips, ours, remote="origin")
+    assert paths(state) == {"FORMAT"}
+    assert [each.ref for each in state.skipped] == [LEDGER_REF]
+    assert "cannot be used" in state.skipped[0].reason
+
+
+def test_a_name_that_stands_twice_and_a_wrong_order_are_mended(hostile: Hostile, repo: Path) -> None:
+    first, second = hostile.blob(b"1\n"), hostile.blob(b"0\n")
+    runs = hostile.files({f"{run_dir(name)}/run.json": run_json(name) for name in ("a", "b")})
+    ledger = str((hostile.repo[runs] / "ledger").id)
+    entries = [(FOLDER, b"ledger", ledger), (FILE, b"FORMAT", first), (FILE, b"FORMAT", second)]
+    hostile.publish(LEDGER_REF, hostile.tree(entries, sort=False))
+    state, ours, store = fetched(repo, hostile)
+    assert state.skipped == []
+    merge_states(ours, state)
+    assert state.ledger.write() == ours.ledger.write()
+    assert sorted(state.ledger.names("")) == ["FORMAT", "ledger"]
+    assert store.added[state.ledger.write()][1].index(b"FORMAT") < 10
+
+
+# ---------------------------------------------------------------- too much of everything
+
+
+def test_a_tree_of_repeating_trees_is_refused_as_a_whole(
+    hostile: Hostile, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "MAX_ENTRIES", 20_000)
+    leaf, name = hostile.blob(b"x"), "0123456789abcdef"
+    level = hostile.tree((FILE, c.encode(), leaf) for c in name)
+    for _ in range(9):
+        level = hostile.tree((FOLDER, c.encode(), level) for c in name)
+    hostile.publish(LEDGER_REF, hostile.tree([(FOLDER, b"bomb", level)]))
+    with pytest.raises(RemoteError, match="'origin': its ledger holds more than 20000 new entries"):
+        fetched(repo, hostile)
+
+
+def test_a_few_bytes_that_stand_for_many_are_refused_as_a_whole(
+    hostile: Hostile, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "MAX_BYTES", 10_000_000)
+    part = hostile.blob(b" " * 1_000_000)
+    parts = {
+        f"{run_dir('x')}/events-{n:04}.jsonl": (FILE, f"events-{n:04}.jsonl".encode(), part)
+        for n in range(11)
+    }
+    hostile.publish(LEDGER_REF, hostile.files(parts))
+    with pytest.raises(RemoteError, match="more than 10000000 bytes that are new; nothing was merged"):
+        fetched(repo, hostile)
+
+
+def test_what_lies_too_deep_is_taken_out(hostile: Hostile, repo: Path) -> None:
+    level = hostile.tree([(FILE, b"x", hostile.blob(b"x"))])
+    for _ in range(300):
+        level = hostile.tree([(FOLDER, b"d", level)])
+    hostile.publish(LEDGER_REF, hostile.tree([(FOLDER, b"deep", level), *_good_root(hostile)]))
+    state, skipped = merged(repo, hostile)
+    assert paths(state) == {"FORMAT", f"{run_dir('good')}/run.json"}
+    assert [each.reason for each in skipped] == ["it lies deeper than 24 folders"]
+
+
+def _good_root(hostile: Hostile) -> list[Entry]:
+    return [
+        (FOLDER if each.type_str == "tree" else FILE, each.name.encode(), str(each.id))
+        for each in hostile.repo[hostile.files(GOOD)]
+    ]
+
+
+def test_of_very_many_bad_entries_a_thousand_are_named(hostile: Hostile, repo: Path) -> None:
+    link = hostile.blob(b"/etc/passwd")
+    entries = [(LINK, f"x{n:05}".encode(), link) for n in range(20_000)]
+    hostile.publish(LEDGER_REF, hostile.tree([*entries, *_good_root(hostile)]))
+    state, skipped = merged(repo, hostile)
+    assert paths(state) == {"FORMAT", f"{run_dir('good')}/run.json"}
+    assert len(skipped) == 1001
+    assert skipped[-1].reason == "19000 further entries, not named here"
+
+
+# ---------------------------------------------------------------- records
+
+UNREADABLE = {
+    "no JSON": b"{",
+    "a list": b"[]\n",
+    "not a number": b'{"run_id":"bad","x":NaN}\n',
+    "infinite": b'{"run_id":"bad","x":1e999}\n',
+    "a key twice": b'{"run_id":"bad","run_id":"good"}\n',
+    "deep": b'{"run_id":"bad","x":' + b"[" * 500 + b"]" * 500 + b"}\n",
+    "deeper": b'{"run_id":"bad","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+    "many digits": b'{"run_id":"bad","x":' + b"9" * 5000 + b"}\n",
+    "UTF-16": '{"run_id":"bad"}'.encode("utf-16"),
+    "a mark in front": b'\xef\xbb\xbf{"run_id":"bad"}',
+    "no UTF-8": b'{"run_id":"bad","x":"\xff"}',
+    "conflict markers": b'<<<<<<< ours\n{"run_id":"bad"}\n=======\n>>>>>>> theirs\n',
+    "another id": run_json("good"),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_an_unreadable_record_is_reported_kept_and_never_shown(
+    hostile: Hostile, repo: Path, name: str
+) -> None:
+    path = f"{run_dir('bad')}/run.json"
+    hostile.publish(LEDGER_REF, hostile.files({**GOOD, path: UNREADABLE[name]}))
+    state, skipped = merged(repo, hostile)
+    assert [(each.path, each.kept) for each in skipped] == [(path, True)]
+    assert state.ledger.read(path) == UNREADABLE[name], "a sync must not delete it for everybody"
+
+
+def test_json_is_read_to_a_depth_that_can_be_written_again() -> None:
+    assert load_object(b'{"x":' + b"[" * 63 + b"]" * 63 + b"}")
+    assert load_object(b'{"x":[' + b"{}," * 200 + b"0]}")
+    with pytest.raises(ValueError, match="nested deeper than 64"):
+        load_object(b'{"x":' + b"[" * 64 + b"]" * 64 + b"}")
+
+
+@pytest.mark.parametrize("format", [b"2\n", b"99999999999\n", b"-1\n", b"one\n"])
+@pytest.mark.parametrize("ref", [LEDGER_REF, ARCHIVE_REF])
+def test_a_higher_format_is_refused(hostile: Hostile, repo: Path, ref: str, format: bytes) -> None:
+    hostile.publish(ref, hostile.files({"FORMAT": format}))
+    with pytest.raises(UnsupportedRepository, match="origin: the ledger has format"):
+        fetched(repo, hostile)
+
+
+ANCHORS: list[object] = [
+    {"target": "x" * 40, "tagger": "E <e@x> 1 +0000"},
+    {"target": "--upload-pack=x", "tagger": "E <e@x> 1 +0000"},
+    {"target": "a" * 40, "tagger": "E <e@x> 1 +0000\ntag v1.0"},
+    {"target": "a" * 40, "tagger": "E\0 <e@x> 1 +0000"},
+    {"target": "a" * 40, "tagger": "nobody"},
+    {"target": "A" * 40, "tagger": "E <e@x> 1 +0000"},
+    {"target": ["a" * 40], "tagger": {}},
+    "a" * 40,
+    [],
+]
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_an_anchor_that_is_none_makes_no_tag(
+    hostile: Hostile, repo: Path, anchor: object, git: Callable[..., str]
+) -> None:
+    files = {**GOOD, f"{run_dir('bad')}/run.json": run_json("bad", anchor=anchor)}
+    hostile.publish(LEDGER_REF, hostile.files(files))
+    git(repo, "remote", "add", "origin", str(hostile.path))
+    git(repo, "fetch", "-q", "origin", f"{LEDGER_REF}:refs/remotes/origin/scp-ledger")
+    store = Store.open(repo)
+    store.ensure_ledger()
+    assert {run.run_id for run in store.list_runs()} == {"good", "bad"}
+    assert git(repo, "for-each-ref", "refs/tags") == ""
+
+
+# ---------------------------------------------------------------- what never leaves the view
+
+
+@pytest.mark.untidy("the branch itself is what stock git objects to")
+@pytest.mark.parametrize("name", [b"..", b".git", b"../../escaped", b"link"])
+def test_a_branch_that_was_fetched_by_hand_leads_nowhere(
+    hostile: Hostile, repo: Path, name: bytes, git: Callable[..., str], tmp_path: Path
+) -> None:
+    """Also when it bears our trailer, so that it is taken for ours."""
+    inner = hostile.tree([(FOLDER, b"..", hostile.tree([(FILE, b"escaped", hostile.blob(b"out"))]))])
+    entries: list[Entry] = [(FILE, name, hostile.blob(b"gitdir: /nowhere\n"))]
+    if name == b"..":
+        entries = [(FOLDER, b"..", inner)]
+    elif name == b"link":
+        entries = [(LINK, b"link", hostile.blob(b"/etc/passwd"))]
+    hostile.publish(LEDGER_REF, hostile.tree([*entries, *_good_root(hostile)]))
+    git(repo, "fetch", "-q", str(hostile.path), f"{LEDGER_REF}:{LEDGER_REF}")
+    before = set(tmp_path.iterdir())
+    store = Store.open(repo)
+    store.ensure_ledger()
+    store.record_run(Run(run_id="mine", type="x"))
+    store.delete_run("good")
+    assert set(tmp_path.iterdir()) == before
+    assert not (repo / "escaped").exists()
+    assert (repo / ".scp-ledger/.git").read_text().startswith(f"gitdir: {repo}")
+    assert not (repo / ".scp-ledger/link").is_symlink()
+    assert json.loads((repo / ".scp-ledger/ledger/runs/mine/run.json").read_text())["run_id"] == "mine"
+    assert os.listdir(repo / ".scp-ledger/ledger/runs") == ["mine"]
