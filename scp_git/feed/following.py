@@ -48,6 +48,10 @@ class _Objects:
         with self._repository.odb() as odb:
             return odb.kind(oid)
 
+    def header(self, oid: str) -> tuple[Kind, int] | None:
+        with self._repository.odb() as odb:
+            return odb.header(oid)
+
 
 class Feed:
     """One reader's way through what was committed. ``fill`` blocks; it may be called from any thread.

@@ -33,6 +33,9 @@ class Joined:
     def kind(self, oid: str) -> Kind | None:
         return self._store.kind(oid) or self._other.kind(oid)
 
+    def header(self, oid: str) -> tuple[Kind, int] | None:
+        return self._store.header(oid) or self._other.header(oid)
+
 
 def copy_history(
     source: Reader, into: ObjectStore, tips: Iterable[str], known: Iterable[str], *, limit: int
@@ -89,9 +92,10 @@ class _Copier:
             return
         self._done.add(oid)
         if kind == BLOB:  # perhaps large: read when the pack is written
-            if self._source.kind(oid) != BLOB:
+            header = self._source.header(oid)
+            if header is None or header[0] != BLOB:
                 raise StorageFailed(f"copying blob {oid[:10]}", "the object is missing")
-            self._into.add_later(oid, kind, lambda: self._source.read(oid, kind))
+            self._into.add_later(oid, kind, lambda: self._source.read(oid, kind), size=header[1])
         elif self._into.add(kind, self._source.read(oid, kind)) != oid:
             raise StorageFailed(f"copying {kind} {oid[:10]}", "its bytes are not what its name says")
 

@@ -61,6 +61,7 @@ class ObjectStore:
         self.base = base
         self.added: dict[str, tuple[Kind, bytes]] = {}
         self.later: dict[str, tuple[Kind, Callable[[], bytes]]] = {}
+        self._sizes: dict[str, int] = {}
         self.deflated: dict[str, bytes] = {}
         """Entries for the pack of those that were deflated before."""
 
@@ -69,9 +70,11 @@ class ObjectStore:
         self.added[oid] = (kind, data)
         return oid
 
-    def add_later(self, oid: str, kind: Kind, read: Callable[[], bytes]) -> None:
+    def add_later(self, oid: str, kind: Kind, read: Callable[[], bytes], *, size: int | None = None) -> None:
         """Add an object that is read when it is written: a long stream never lies in memory as a whole."""
         self.later[oid] = (kind, read)
+        if size is not None:
+            self._sizes[oid] = size
 
     def count(self) -> int:
         """How many objects are to be written."""
@@ -113,6 +116,9 @@ class ObjectStore:
         if oid in self.added:
             kind, data = self.added[oid]
             return kind, len(data)
+        if oid in self.later:
+            size = self._sizes.get(oid)
+            return self.later[oid][0], len(self._read_now(oid)[1]) if size is None else size
         return self.base.header(oid)
 
     def read(self, oid: str, kind: Kind) -> bytes:
