@@ -39,11 +39,16 @@ if TYPE_CHECKING:
     from scp_git.api.mentions import complete_mention, resolve_mentions
     from scp_git.api.sync import pull_chat, pull_ledger, push_chat, push_ledger
     from scp_git.api.traces import (
+        active_recordings,
         delete_trace,
         get_trace,
         iter_trace_events,
         list_traces,
+        record,
+        recover_recordings,
         save_trace,
+        start_recording,
+        stop_recording,
     )
     from scp_git.broadcast import Bus, Event, bus
     from scp_git.chat.mentions import Mention
@@ -74,6 +79,7 @@ if TYPE_CHECKING:
     from scp_git.store import Store
     from scp_git.sync import Counts, RefResult, RefState, SyncReport, WaitingTag
     from scp_git.trace.export import trace_to_otlp
+    from scp_git.trace.session import RecordedSession
     from scp_git.trace.summary import Suggestion, generate_summary, suggest_classification
 
 _HOMES = {
@@ -102,11 +108,16 @@ _HOMES = {
     ),
     "scp_git.api.sync": ("pull_chat", "pull_ledger", "push_chat", "push_ledger"),
     "scp_git.api.traces": (
+        "active_recordings",
         "delete_trace",
         "get_trace",
         "iter_trace_events",
         "list_traces",
+        "record",
+        "recover_recordings",
         "save_trace",
+        "start_recording",
+        "stop_recording",
     ),
     "scp_git.api.mentions": ("complete_mention", "resolve_mentions"),
     "scp_git.broadcast": ("Bus", "Event", "bus"),
@@ -146,6 +157,7 @@ _HOMES = {
     "scp_git.store": ("Store",),
     "scp_git.trace.export": ("trace_to_otlp",),
     "scp_git.sync": ("Counts", "RefResult", "RefState", "SyncReport", "WaitingTag"),
+    "scp_git.trace.session": ("RecordedSession",),
     "scp_git.trace.summary": ("Suggestion", "generate_summary", "suggest_classification"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -172,6 +184,7 @@ __all__ = [
     "NotFound",
     "Progress",
     "RecordTooLarge",
+    "RecordedSession",
     "RefResult",
     "RefState",
     "Rejected",
@@ -193,6 +206,7 @@ __all__ = [
     "UnsupportedRepository",
     "WaitingTag",
     "__version__",
+    "active_recordings",
     "archive_runs",
     "bus",
     "change_token",
@@ -222,11 +236,15 @@ __all__ = [
     "pull_ledger",
     "push_chat",
     "push_ledger",
+    "record",
     "record_run",
+    "recover_recordings",
     "resolve_mentions",
     "save_trace",
     "send_message",
     "set_message_flags",
+    "start_recording",
+    "stop_recording",
     "suggest_classification",
     "trace_to_otlp",
     "track_run",

@@ -36,7 +36,12 @@ MODULE = {
     "flush": "(project_root=None)",
     "changes": "(project_root, *, since=None, follow=True)",
     "change_token": "(project_root)",
-    "save_trace": "(project_root, trace)",
+    "start_recording": "(project_root, *, name='', classification='', user='', types=())",
+    "stop_recording": "(trace_id)",
+    "active_recordings": "(project_root)",
+    "recover_recordings": "(project_root)",
+    "record": "(project_root, *, name='', classification='', user='', types=(), post=False, thread_id=None)",
+    "save_trace": "(project_root, trace, *, post=False, thread_id=None)",
     "get_trace": "(project_root, trace_id)",
     "list_traces": "(project_root, *, n=20)",
     "iter_trace_events": "(project_root, trace_id)",
@@ -70,6 +75,10 @@ RETURNS = {
     "flush": "None",
     "changes": "AsyncIterator[Change]",
     "change_token": "str",
+    "start_recording": "str",
+    "stop_recording": "SessionTrace",
+    "active_recordings": "list[SessionTrace]",
+    "recover_recordings": "list[SessionTrace]",
     "save_trace": "None",
     "get_trace": "SessionTrace | None",
     "list_traces": "list[SessionTrace]",
@@ -83,7 +92,7 @@ RETURNS = {
     "delete_thread": "bool",
     "set_message_flags": "ChatMessage",
 }
-CONTEXTS = ("track_run",)
+CONTEXTS = ("track_run", "record")
 """They give a context manager, so they are no coroutine functions."""
 STREAMS = ("iter_trace_events", "changes")
 """They give an iterator: a plain one of ``Store``, async ones elsewhere."""
@@ -111,7 +120,8 @@ def test_a_module_level_function_is_the_contracts(name: str) -> None:
     assert spelled(function) == MODULE[name]
     assert name in scp_git.__all__
     if name in CONTEXTS:
-        assert isinstance(function(".", "x"), AbstractAsyncContextManager)
+        given = (".", "x") if name == "track_run" else (".",)
+        assert isinstance(function(*given), AbstractAsyncContextManager)
     else:
         assert inspect.iscoroutinefunction(function) == (name not in STREAMS)
         assert inspect.signature(function).return_annotation == RETURNS[name]

@@ -18,6 +18,7 @@ from scp_git.aio.chat import AsyncChatVerbs
 from scp_git.aio.core import offload
 from scp_git.aio.feed import AsyncFeedVerbs
 from scp_git.aio.mentions import AsyncMentionVerbs
+from scp_git.aio.recordings import AsyncRecordingVerbs
 from scp_git.aio.sync import AsyncSyncVerbs
 from scp_git.aio.traces import AsyncTraceVerbs
 from scp_git.settings import Settings
@@ -29,6 +30,7 @@ class AsyncStore(
     AsyncChatVerbs,
     AsyncFeedVerbs,
     AsyncMentionVerbs,
+    AsyncRecordingVerbs,
     AsyncSyncVerbs,
     AsyncTraceVerbs,
 ):

@@ -6,26 +6,35 @@ from collections.abc import AsyncIterator
 from itertools import islice
 
 from scp_git.aio.core import AsyncCore, offload
+from scp_git.chat.operations import SendMessage
 from scp_git.models import SessionTrace, TraceEvent
+from scp_git.trace.operations import SaveTrace
 
 _READ_AT_ONCE = 1000
 
 
 class AsyncTraceVerbs(AsyncCore):
-    """Saving, listing and deleting traces; see ``Store`` for what each verb guarantees and raises."""
+    """Saving, listing and deleting traces. See ``Store`` for what each verb guarantees and raises."""
 
-    async def save_trace(self, trace: SessionTrace) -> None:
-        """Store a trace with its events as given, durably.
+    async def save_trace(
+        self, trace: SessionTrace, *, post: bool = False, thread_id: str | None = None
+    ) -> None:
+        """Store a trace durably: its events as given, and the rest of a longer recording from its spool.
 
         When the call is cancelled the trace was either not stored, or stored completely.
         Do not change what ``trace`` holds until it returns.
         """
-        operation = await offload(self.store.prepared_trace, trace)
-        await self._wait(self.store.saving(operation))
+
+        def prepare() -> tuple[SaveTrace, SendMessage | None]:
+            operation = self.store.prepared_trace(trace)
+            return operation, self.store.posted(operation, thread_id) if post else None
+
+        await self._wait(self.store.saving(*await offload(prepare)))
 
     async def delete_trace(self, trace_id: str) -> bool:
-        """Remove a trace from the present state; False if there is none."""
-        return bool(await self._wait(self.store.deleting_trace(trace_id)))
+        """Remove a trace, and its recording if there is one; False if there is neither."""
+        removed = bool(await self._wait(self.store.deleting_trace(trace_id)))
+        return await offload(self.store.discard_recording, trace_id) or removed
 
     # ------------------------------------------------------------ reading
 

@@ -95,6 +95,10 @@ class TryLock:
     def __exit__(self, *exc: object) -> None:
         _close_lock_file(self)
 
+    def fileno(self) -> int:
+        """The descriptor of the locked file; -1 when it is closed, as in a forked child."""
+        return self._fd
+
 
 def _open_lock_file(lock: Gate | TryLock) -> int:
     with _noting:

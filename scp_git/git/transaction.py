@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from scp_git.errors import ScpGitError, StorageFailed
 from scp_git.git.anchors import find_run, read_record, run_tag
@@ -43,6 +43,20 @@ class Footing:
     parents: tuple[str, ...]
     candidates: Mapping[str, str]
     """Trees that need no new commit, and the commit that has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Several operations as one: all of them are applied, or none. Gives their results, in order."""
+
+    operations: tuple[Operation[Any], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(operation.size for operation in self.operations)
+
+    def apply(self, tx: Transaction) -> list[Any]:
+        return [operation.apply(tx) for operation in self.operations]
 
 
 class Transaction:

@@ -7,19 +7,17 @@ objects in the calling thread. Errors are raised; absence is a value.
 from __future__ import annotations
 
 from scp_git.store.archive import ArchiveVerbs
-from scp_git.store.chat import ChatVerbs
 from scp_git.store.feed import FeedVerbs
 from scp_git.store.mentions import MentionVerbs
+from scp_git.store.recordings import RecordingVerbs
 from scp_git.store.sync import SyncVerbs
-from scp_git.store.traces import TraceVerbs
 
 
 class Store(
     ArchiveVerbs,
-    ChatVerbs,
     FeedVerbs,
     MentionVerbs,
+    RecordingVerbs,
     SyncVerbs,
-    TraceVerbs,
 ):
     """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""

@@ -75,6 +75,11 @@ class SaveTrace:
     def event_count(self) -> int:
         return int(self.record["event_count"])
 
+    @property
+    def trace(self) -> SessionTrace:
+        """The trace as it is stored, without its events."""
+        return SessionTrace.model_validate(self.record)
+
     def apply(self, tx: Transaction) -> bool:
         """True if the trace was stored, False if it was there already with the same content."""
         if tx.is_deleted("trace", self.trace_id):

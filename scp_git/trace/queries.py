@@ -51,8 +51,8 @@ class TraceReader:
         self.repository = repository
         self._known: dict[str, tuple[str, str, bytes]] = {}  # folder id -> started_at, trace id, trace.json
 
-    def get(self, trace_id: str) -> SessionTrace | None:
-        """The trace with its first ``EVENTS_LIMIT`` events."""
+    def get(self, trace_id: str, *, limit: int = EVENTS_LIMIT) -> SessionTrace | None:
+        """The trace with its first ``limit`` events."""
         with self.repository.odb() as odb:
             ledger = snapshot(self.repository, odb).ledger
             record = read_record(ledger, f"{trace_dir(trace_id)}/{TRACE_FILE}")
@@ -62,7 +62,7 @@ class TraceReader:
             if record is not None:
                 log.warning("the record of trace %r is damaged; it is left out", trace_id)
             return None
-        trace.events = list(islice(self._events(trace_id, parts), EVENTS_LIMIT))
+        trace.events = list(islice(self._events(trace_id, parts), limit))
         return trace
 
     def events(self, trace_id: str) -> Iterator[TraceEvent]:

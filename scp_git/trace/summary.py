@@ -6,13 +6,12 @@ Nothing here looks at a clock, a locale or a machine: the same events give the s
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
 
 from scp_git.ids import parse_time
-from scp_git.models import SessionTrace, TraceEvent
+from scp_git.models import SessionTrace
 
 _DOMAINS_SHOWN = 8
 _NAME_MAX = 30
@@ -48,24 +47,27 @@ class Suggestion:
 class Tally:
     """The numbers that a summary is made of; events may be counted as they come, and are not kept."""
 
-    def __init__(self, events: Iterable[TraceEvent] = ()) -> None:
-        self.kinds: Counter[tuple[str, str]] = Counter()
+    def __init__(self) -> None:
+        self.kinds: defaultdict[tuple[str, str], int] = defaultdict(int)
         """Events by type and result."""
         self.first: tuple[str, int] | None = None
         """Time and duration of the first event."""
         self.last = ""
-        for event in events:
-            self.add(event.type, event.result, event.ts, event.duration_ms)
 
-    def add(self, type: str, result: str, ts: str, duration_ms: int) -> None:
-        self.kinds[type, result] += 1
+    def add(self, kind: tuple[str, str], ts: str, duration_ms: int) -> None:
+        """Count one event; those that come fast are counted in ``kinds`` directly."""
+        self.kinds[kind] += 1
+        self.span(ts, duration_ms, ts)
+
+    def span(self, first: str, duration_ms: int, last: str) -> None:
+        """Events from ``first`` to ``last`` came; ``duration_ms`` is that of the first one."""
         if self.first is None:
-            self.first = ts, duration_ms
-        self.last = ts
+            self.first = first, duration_ms
+        self.last = last
 
     def text(self) -> str:
         """``12 events: 5 vault, 4 k8s, 3 git; 10 ok, 2 failed; 8.0 s``."""
-        total = self.kinds.total()
+        total = sum(self.kinds.values())
         if not total:
             return "no events"
         domains: Counter[str] = Counter()
@@ -96,7 +98,10 @@ class Tally:
 
 def generate_summary(trace: SessionTrace) -> str:
     """One line about ``trace.events``: counts by domain, outcomes, duration; the same wherever it is made."""
-    return Tally(trace.events).text()
+    tally = Tally()
+    for event in trace.events:
+        tally.add((event.type, event.result), event.ts, event.duration_ms)
+    return tally.text()
 
 
 def suggest_classification(trace: SessionTrace) -> Suggestion:
