@@ -561,6 +561,68 @@ def test_threads_publish_while_an_asyncio_and_a_trio_loop_read(capacity: int) ->
     assert at_rest(some)
 
 
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("per_thread", [1500, pytest.param(60_000, marks=pytest.mark.full)])
+def test_eight_threads_publish_while_subscribers_come_and_go_on_two_loops(per_thread: int) -> None:
+    """Nothing is lost, doubled or reordered for any publisher, in any visit; nothing deadlocks."""
+    threads, total = 8, 8 * per_thread
+    some, visits, whole = Bus(capacity=1 << 20), list[int](), dict[str, list[Event]]()
+    ready = threading.Barrier(3)
+
+    def check(events: list[Event]) -> None:
+        for name in range(threads):
+            numbers = [event.data["n"] for event in events if event.key == str(name)]
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
+
+    async def visitor(patience: int) -> None:
+        while some.statistics().published < total:
+            got = list[Event]()
+            async with some.subscribe() as sub:
+                with anyio.move_on_after(0.05):
+                    async for batch in sub.batches(17):
+                        got += batch
+                        if len(got) > patience:
+                            break
+            assert sub.missed == 0
+            check(got)
+            visits.append(len(got))
+
+    async def stay(backend: str) -> None:
+        async with some.subscribe() as sub, anyio.create_task_group() as group:
+            ready.wait(10)
+            for patience in (3, 40, 400):
+                group.start_soon(visitor, patience)
+            whole[backend] = mine = []
+            async for batch in sub.batches():
+                mine += batch
+                if mine[-1].seq >= total:
+                    break
+
+    def publisher(name: str) -> None:
+        for number in range(per_thread):
+            some.publish("x", key=name, data={"n": number})
+
+    loops = [
+        threading.Thread(target=anyio.run, args=(stay, backend), kwargs={"backend": backend})
+        for backend in ("asyncio", "trio")
+    ]
+    publishers = [threading.Thread(target=publisher, args=(str(name),)) for name in range(threads)]
+    for thread in loops:
+        thread.start()
+    ready.wait(10)
+    for thread in publishers:
+        thread.start()
+    for thread in publishers + loops:
+        thread.join(40 if per_thread < 10_000 else 600)
+        assert not thread.is_alive()
+    assert whole.keys() == {"asyncio", "trio"}
+    for events in whole.values():
+        assert seqs(events) == list(range(1, total + 1))
+        check(events)
+    assert len(visits) > 10
+    assert at_rest(some)
+
+
 async def test_an_idle_loop_is_woken_from_a_thread() -> None:
     some = Bus()
     async with some.subscribe() as sub:
@@ -749,6 +811,43 @@ async def test_stalled_subscribers_do_not_slow_the_publisher() -> None:
         assert gap.data["missed"] == 100_000 - some.capacity
         group.cancel_scope.cancel()
     assert max(crowded) > max(alone) / 2, (crowded, alone)
+
+
+async def test_of_a_hundred_subscribers_ten_never_read_and_the_publisher_keeps_its_speed() -> None:
+    """What a publisher pays is one entry in the ring, whoever reads it or does not."""
+
+    async def per_event(readers: int, stalled: int) -> float:
+        some, spent, total = Bus(capacity=512), 0.0, 4000
+
+        async def reader(*, task_status: TaskStatus[None]) -> None:
+            async with some.subscribe() as sub:
+                task_status.started()
+                async for batch in sub.batches():
+                    if batch[-1].seq == total:
+                        break
+                assert sub.missed == 0
+
+        async with anyio.create_task_group() as group:
+            for _ in range(readers):
+                await group.start(reader)
+            idle = [await group.start(_enter, some) for _ in range(stalled)]
+            for _ in range(total // 50):
+                began = time.thread_time()
+                for _ in range(50):
+                    some.publish("x")
+                spent += time.thread_time() - began
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+            while some.statistics().subscribers > stalled:
+                await anyio.sleep(0.001)
+            for sub in idle:
+                assert (await anext(sub)).data["missed"] == total - some.capacity
+            group.cancel_scope.cancel()
+        return spent / total
+
+    alone = min([await per_event(0, 0) for _ in range(3)])
+    crowded = min([await per_event(90, 10) for _ in range(3)])
+    assert crowded < 2 * alone, (crowded, alone)
 
 
 async def bus_rate(total: int, readers: int) -> float:
