@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import harness, heartbeat, record, report
+from benchmarks import bus, harness, heartbeat, record, report
 from benchmarks.harness import Plan, Result
 
 BENCHMARKS: dict[str, Callable[[Plan], Iterator[Result]]] = {
     record.ONE: record.one_at_a_time,
     record.BURST: record.at_once,
     heartbeat.HEARTBEAT: heartbeat.heartbeat,
+    bus.BUS: bus.bus,
 }
-_COUNTS = ("samples", "git_samples", "callers", "rounds", "beats")
+_COUNTS = ("samples", "git_samples", "callers", "rounds", "beats", "events")
 
 
 def main(arguments: list[str]) -> int:

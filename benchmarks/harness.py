@@ -33,11 +33,15 @@ class Plan:
     """Bursts of ``callers`` at once."""
     beats: int = 5
     """Rounds of the heartbeat, per event loop."""
+    events: int = 100_000
+    """Events through the bus to one subscriber; to more of them accordingly fewer."""
 
 
 def quick(folder: Path) -> Plan:
     """The same measurements with so few samples that they take less than a minute."""
-    return Plan(folder, present=(0, 1_000), samples=15, git_samples=5, callers=300, rounds=1, beats=2)
+    return Plan(
+        folder, present=(0, 1_000), samples=15, git_samples=5, callers=300, rounds=1, beats=2, events=20_000
+    )
 
 
 @dataclass

@@ -22,6 +22,7 @@ _TITLES = {
     "record_run": "One at a time",
     "record_run_at_once": "Many callers at once",
     "heartbeat": "Gaps of a 1 ms ticker on the event loop, callers recording beside callers awaiting a no-op",
+    "bus": "Events from one publisher to all subscribers, in one process",
 }
 _PEERS = {
     "scp_git": "scp_git",
@@ -43,8 +44,7 @@ def render(lines: Sequence[Line]) -> str:
     for name, title in _TITLES.items():
         chosen = [line for line in lines if line["name"] == name]
         if chosen:
-            table = _heartbeat_table if name == "heartbeat" else _record_table
-            parts += [f"**{title}**", table(chosen)]
+            parts += [f"**{title}**", _TABLES.get(name, _record_table)(chosen)]
     if lines:
         parts.append(_machine(lines[-1]["versions"]))
     return "\n\n".join(parts)
@@ -104,6 +104,25 @@ def _heartbeat_table(lines: Sequence[Line]) -> str:
         for line in lines
     ]
     return _markdown(head, rows)
+
+
+def _bus_table(lines: Sequence[Line]) -> str:
+    head = ["subscribers", "peer", "events/s", "x memory stream", "latency p50 ms", "p99 ms"]
+    rows = [
+        [
+            str(line["present"]),
+            line["peer"],
+            f"{line['per_s']:.0f}",
+            _ratio(line["ratio_memory_stream"]),
+            f"{line['median_ms']:.3f}",
+            f"{line['p99_ms']:.3f}",
+        ]
+        for line in lines
+    ]
+    return _markdown(head, rows)
+
+
+_TABLES = {"heartbeat": _heartbeat_table, "bus": _bus_table}
 
 
 def _ratio(value: float | None) -> str:

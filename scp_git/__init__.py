@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         start_recording,
         stop_recording,
     )
-    from scp_git.broadcast import Bus, Event, bus
+    from scp_git.broadcast import Bus, bus
     from scp_git.chat.mentions import Mention
     from scp_git.errors import (
         AlreadyExists,
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         TransferCancelled,
         UnsupportedRepository,
     )
+    from scp_git.events import Event
     from scp_git.feed import Change
     from scp_git.git.credentials import Credentials
     from scp_git.git.transfer import Progress
@@ -120,7 +121,7 @@ _HOMES = {
         "stop_recording",
     ),
     "scp_git.api.mentions": ("complete_mention", "resolve_mentions"),
-    "scp_git.broadcast": ("Bus", "Event", "bus"),
+    "scp_git.broadcast": ("Bus", "bus"),
     "scp_git.chat.mentions": ("Mention",),
     "scp_git.errors": (
         "AlreadyExists",
@@ -139,6 +140,7 @@ _HOMES = {
         "TransferCancelled",
         "UnsupportedRepository",
     ),
+    "scp_git.events": ("Event",),
     "scp_git.feed": ("Change",),
     "scp_git.git.credentials": ("Credentials",),
     "scp_git.git.transfer": ("Progress",),

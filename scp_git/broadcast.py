@@ -11,45 +11,23 @@ import logging
 import os
 import secrets
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
+from time import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from weakref import WeakSet, WeakValueDictionary
 
+from scp_git.events import NOTHING, gap, make_event, selector
+from scp_git.events import Event as Event
 from scp_git.patterns import matcher
 
 if TYPE_CHECKING:
     import anyio
 
 log = logging.getLogger(__name__)
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Event:
-    """Something that happened; every subscriber gets the same object.
-
-    ``ts`` is seconds since 1970; ``seq`` counts from 1 in each ``Bus``. ``data`` and ``meta`` are
-    read-only views of shallow copies: what is nested in them is still shared with the publisher.
-    """
-
-    v: int
-    ts: float
-    seq: int
-    type: str
-    key: str
-    data: Mapping[str, Any]
-    error: str | None
-    duration_s: float | None
-    meta: Mapping[str, Any]
-
-
-# The __init__ of a frozen dataclass takes five times as long as a plain one: most of a publish.
-_Draft = make_dataclass("_Draft", Event.__slots__, slots=True, eq=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +43,12 @@ class BusStatistics:
     sink_errors: int
 
 
-def _selector(matches: Callable[[str], bool], key: str | None, root: object) -> Callable[[Event], bool]:
-    root = None if root is None else os.path.realpath(_path_text(root))
-
-    def selects(event: Event) -> bool:
-        return (
-            (key is None or event.key == key)
-            and matches(event.type)
-            and (root is None or _path_text(event.meta.get("root") or root) == root)
-        )
-
-    return selects
-
-
-def _gap(missed: int, resume: int) -> Event:
-    data = MappingProxyType({"missed": missed, "resume_seq": resume})
-    return Event(1, time.time(), resume - 1, "bus:gap", "", data, None, None, _NOTHING)
-
-
-def _path_text(value: object) -> str:
-    return os.fsdecode(value) if isinstance(value, bytes | os.PathLike) else str(value)
-
-
 @dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class Subscription:
     """A place in the ring that moves on as it is read: ``async with`` it, then ``async for event in`` it.
 
-    It begins where the block is entered and ends with the block. Several tasks of one loop may
-    read from it; each event goes to one of them. ``missed`` counts the events lost to lag.
+    It begins where the block is entered and ends with the block. Several tasks of the loop it was
+    entered in may read from it; each event goes to one. ``missed`` counts the events lost to lag.
     """
 
     _bus: Bus
@@ -104,8 +60,14 @@ class Subscription:
     _cursor: int = 0
     _sleepers: int = 0
     _ahead: deque[Event] = field(default_factory=deque)
+    _native: Any = None
+    _checkpoint: Callable[[], Awaitable[None]] | None = None
 
     async def __aenter__(self) -> Self:
+        import anyio.lowlevel  # late: who only publishes does not pay for it
+
+        self._native = anyio.lowlevel.current_token().native_token
+        self._checkpoint = anyio.lowlevel.checkpoint
         with self._bus._lock:
             head, since = self._bus._head, self._since
             # -1 is before all numbers: what an earlier instance had after its number is a gap.
@@ -137,11 +99,19 @@ class Subscription:
         return Batches(self, max)
 
     async def _next_batch(self, limit: int) -> list[Event]:
+        """Wait for news and take them; others get their turn in any case."""
+        if self._checkpoint is None:
+            raise RuntimeError("enter it first: async with bus.subscribe() as events")
         batch: list[Event] = []
         while not batch:
-            if self._open is None:
-                raise RuntimeError("enter it first: async with bus.subscribe() as events")
-            await self._bus._wait_for_news(self)
+            loop = self._bus._fall_asleep(self)
+            if loop is None:
+                await self._checkpoint()
+            else:
+                try:
+                    await loop.alarm.wait()
+                finally:
+                    self._bus._get_up(self, loop)
             if self._ahead:
                 return [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
             if not self._open:
@@ -160,7 +130,7 @@ class Subscription:
                 self._open = not self._end_on_lag
                 self.missed += missed
                 bus._missed += missed
-                batch.append(_gap(missed, first))
+                batch.append(gap(missed, first))
             start, count = first % bus.capacity, min(limit, bus._head + 1 - first)
             events = bus._ring[start : start + count]
             events += bus._ring[: count - len(events)]
@@ -179,8 +149,8 @@ class Batches:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[Event]:
-        return await self.subscription._next_batch(self.max)
+    def __anext__(self) -> Coroutine[Any, Any, list[Event]]:
+        return self.subscription._next_batch(self.max)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -234,9 +204,9 @@ class Bus:
         """
         if not isinstance(type, str):
             raise TypeError(f"the type of an event is a str, not {type!r}")
-        data = MappingProxyType(dict(data)) if data else _NOTHING
-        meta = MappingProxyType(dict(meta)) if meta else _NOTHING
-        failed: list[tuple[object, Exception]] = []
+        data = MappingProxyType(dict(data)) if data else NOTHING
+        meta = MappingProxyType(dict(meta)) if meta else NOTHING
+        failed: Sequence[tuple[object, Exception]] = ()
         with self._lock:
             if self._draining and self._head - self._draining >= self.capacity:
                 raise RuntimeError("a sink publishes again and again; it must only append")
@@ -244,8 +214,7 @@ class Bus:
             # Again if a signal handler published meanwhile; it cannot between this test and the store.
             while seq != self._head + 1:
                 seq = self._head + 1
-                event: Any = _Draft(1, time.time(), seq, type, key, data, error, duration_s, meta)
-                event.__class__ = Event
+                event = make_event(Event, (1, time(), seq, type, key, data, error, duration_s, meta))
             self._head = seq
             self._ring[seq % self.capacity] = event
             if self._uncalled:
@@ -278,7 +247,7 @@ class Bus:
         if on_lag not in ("report", "end"):
             raise ValueError(f"on_lag is 'report' or 'end', not {on_lag!r}")
         narrowed = bool(patterns) or key is not None or root is not None
-        selects = _selector(matcher(*patterns), key, root) if narrowed else None
+        selects = selector(matcher(*patterns), key, root) if narrowed else None
         return Subscription(self, selects, since, on_lag == "end")
 
     def attach(self, sink: Callable[[Event], object]) -> ExitStack:
@@ -321,34 +290,34 @@ class Bus:
             self._draining = 0
         return failed
 
-    async def _wait_for_news(self, sub: Subscription) -> None:
-        """Return when there is something for ``sub`` or it was closed; a checkpoint in any case."""
-        import anyio.lowlevel  # late: who only publishes does not pay for it
-
+    def _fall_asleep(self, sub: Subscription) -> _Loop | None:
+        """The loop whose alarm ``sub`` has to wait for; None if there is news, or it was closed."""
         with self._lock:
-            loop = None
-            if sub._cursor == self._head and sub._open and not sub._ahead:
-                native = anyio.lowlevel.current_token().native_token
-                loop = self._loops.get(native) or self._loops.setdefault(native, _Loop(native, anyio.Event()))
-                loop.asleep += 1
-                sub._sleepers += 1
-                if not loop.called:
-                    self._uncalled.add(loop)
-        if loop is None:
-            return await anyio.lowlevel.checkpoint()
-        try:
-            await loop.alarm.wait()
-        finally:
-            with self._lock:
-                loop.asleep -= 1
-                sub._sleepers -= 1
-                if not loop.asleep:
-                    self._uncalled.discard(loop)
-                    self._forget(loop)
+            if sub._cursor != self._head or not sub._open or sub._ahead:
+                return None
+            loop = self._loops.get(sub._native)
+            if loop is None:
+                import anyio
+
+                # A finalizer may have made another meanwhile.
+                loop = self._loops.setdefault(sub._native, _Loop(sub._native, anyio.Event()))
+            loop.asleep += 1
+            sub._sleepers += 1
+            if not loop.called:
+                self._uncalled.add(loop)
+            return loop
+
+    def _get_up(self, sub: Subscription, loop: _Loop) -> None:
+        with self._lock:
+            loop.asleep -= 1
+            sub._sleepers -= 1
+            if not loop.asleep:
+                self._uncalled.discard(loop)
+                self._forget(loop)
 
     def _wake(self) -> None:
         for loop in list(self._uncalled):
-            soon = getattr(loop.native, "call_soon_threadsafe", None) or loop.native.run_sync_soon
+            soon = _caller(loop.native)
             with suppress(RuntimeError):  # the loop is gone; trio.RunFinishedError is one as well
                 soon(self._sound, loop)
                 loop.called = True
@@ -377,6 +346,17 @@ class Bus:
                 sinks=len(self._sinks),
                 sink_errors=self._sink_errors,
             )
+
+
+def _caller(native: Any) -> Callable[..., object]:
+    """What has a loop call a function soon; to one that runs a task just here it need not be sent."""
+    if not hasattr(native, "call_soon_threadsafe"):
+        return cast(Callable[..., object], native.run_sync_soon)
+    import asyncio
+
+    # Without a task this may be a signal handler, and the loop asleep under it.
+    here = asyncio._get_running_loop() is native and asyncio.current_task(native) is not None
+    return cast(Callable[..., object], native.call_soon if here else native.call_soon_threadsafe)
 
 
 _buses: WeakSet[Bus] = WeakSet()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -15,7 +16,7 @@ from benchmarks import report
 from benchmarks.harness import quantile
 
 TOP = Path(__file__).parents[1]
-COUNTS = {"samples": 3, "git-samples": 2, "callers": 20, "rounds": 1, "beats": 1}
+COUNTS = {"samples": 3, "git-samples": 2, "callers": 20, "rounds": 1, "beats": 1, "events": 640}
 TINY = ["--quick", "--present", "0", "8", *(f"--{name}={count}" for name, count in COUNTS.items())]
 FIELDS = {"name", "peer", "n", "present", "durability", "median_ms", "p95_ms", "per_s", "versions"}
 PEERS = {"scp_git", "sqlite"} | ({"git", "git_fsync"} if which("git") else set())
@@ -69,6 +70,26 @@ def test_the_heartbeat_is_taken_on_both_loops(results: tuple[str, list[dict[str,
         assert line["p99_ms"] <= line["max_ms"]
         assert line["worst_ms"] <= line["max_ms"]
     assert "worst_beyond_noop_ms" in lines["trio record_run"]
+
+
+def test_the_bus_is_measured_beside_those_that_are_installed(
+    results: tuple[str, list[dict[str, Any]]],
+) -> None:
+    """Events a second to 1, 10 and 100 subscribers, one by one and in batches, and the latency."""
+    lines = [line for line in results[1] if line["name"] == "bus"]
+    ours = {f"scp_git, {how}" for how in ("batches", "one by one")}
+    always = ours | {"memory stream", "memory stream, drained"}
+    others = {name for name in ("broadcaster", "pyee", "blinker") if find_spec(name)}
+    for loop, peers in (("asyncio", always | others), ("trio", always)):
+        for subscribers in (1, 10, 100):
+            here = [line for line in lines if line["peer"].endswith(f"({loop})")]
+            found = {
+                line["peer"].removesuffix(f" ({loop})") for line in here if line["present"] == subscribers
+            }
+            assert found == peers
+    for line in lines:
+        assert line["ratio_memory_stream"] > 0
+        assert line["median_ms"] <= line["p99_ms"]
 
 
 def test_nothing_names_this_machine(results: tuple[str, list[dict[str, Any]]]) -> None:

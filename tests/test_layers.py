@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "scp_git"
 
 LAYERS = {
-    0: ("errors", "ids", "models", "layout", "codec", "soundness", "settings", "patterns"),
+    0: ("errors", "ids", "models", "layout", "codec", "soundness", "settings", "patterns", "events"),
     1: ("git",),
     2: ("ledger", "chat", "trace"),
     3: ("sync", "index", "feed"),
