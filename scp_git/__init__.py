@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         track_run,
     )
     from scp_git.api.mentions import complete_mention, resolve_mentions
+    from scp_git.api.search import search
     from scp_git.api.sync import pull_chat, pull_ledger, push_chat, push_ledger
     from scp_git.api.traces import (
         active_recordings,
@@ -75,7 +76,16 @@ if TYPE_CHECKING:
     from scp_git.git.transfer import Progress
     from scp_git.ledger.importing import ImportReport, Rejected
     from scp_git.ledger.tracking import TrackedRun
-    from scp_git.models import ChatMessage, MessageFlags, Run, RunEvent, SessionTrace, Thread, TraceEvent
+    from scp_git.models import (
+        ChatMessage,
+        MessageFlags,
+        Run,
+        RunEvent,
+        SearchHit,
+        SessionTrace,
+        Thread,
+        TraceEvent,
+    )
     from scp_git.settings import InvalidSettings, Settings
     from scp_git.store import Store
     from scp_git.sync import Counts, RefResult, RefState, SyncReport, WaitingTag
@@ -107,6 +117,7 @@ _HOMES = {
         "record_run",
         "track_run",
     ),
+    "scp_git.api.search": ("search",),
     "scp_git.api.sync": ("pull_chat", "pull_ledger", "push_chat", "push_ledger"),
     "scp_git.api.traces": (
         "active_recordings",
@@ -151,6 +162,7 @@ _HOMES = {
         "MessageFlags",
         "Run",
         "RunEvent",
+        "SearchHit",
         "SessionTrace",
         "Thread",
         "TraceEvent",
@@ -195,6 +207,7 @@ __all__ = [
     "Run",
     "RunEvent",
     "ScpGitError",
+    "SearchHit",
     "SessionTrace",
     "Settings",
     "StorageFailed",
@@ -243,6 +256,7 @@ __all__ = [
     "recover_recordings",
     "resolve_mentions",
     "save_trace",
+    "search",
     "send_message",
     "set_message_flags",
     "start_recording",

@@ -35,6 +35,7 @@ Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Flag = Annotated[bool, Field(strict=True)]
 Status = Literal["ok", "failed", "partial"]
 Source = Literal["manual", "trace", "system"]
+SearchKind = Literal["run", "message", "trace", "thread"]
 
 
 class Record(BaseModel):
@@ -201,3 +202,20 @@ class Thread(Record):
         if not self.thread_id:
             self.__dict__["thread_id"] = make_id("thread", self.created_at)
         return self
+
+
+class SearchHit(BaseModel):
+    """A record that a search found. ``run_id`` and ``thread_id`` say what it is, or belongs to.
+
+    ``title`` is a run's summary, a trace's name, a thread's title, or who wrote a message;
+    ``snippet`` are the words around the match, ``time`` is when it started or was written.
+    """
+
+    kind: SearchKind
+    id: str
+    title: str
+    snippet: str
+    time: str
+    user: str
+    run_id: str | None = None
+    thread_id: str | None = None

@@ -19,6 +19,7 @@ from scp_git.aio.core import offload
 from scp_git.aio.feed import AsyncFeedVerbs
 from scp_git.aio.mentions import AsyncMentionVerbs
 from scp_git.aio.recordings import AsyncRecordingVerbs
+from scp_git.aio.search import AsyncSearchVerbs
 from scp_git.aio.sync import AsyncSyncVerbs
 from scp_git.aio.traces import AsyncTraceVerbs
 from scp_git.settings import Settings
@@ -32,6 +33,7 @@ class AsyncStore(
     AsyncMentionVerbs,
     AsyncRecordingVerbs,
     AsyncSyncVerbs,
+    AsyncSearchVerbs,
     AsyncTraceVerbs,
 ):
     """``Store`` for event loops; see there for what each verb guarantees and raises."""

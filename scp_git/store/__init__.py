@@ -10,6 +10,7 @@ from scp_git.store.archive import ArchiveVerbs
 from scp_git.store.feed import FeedVerbs
 from scp_git.store.mentions import MentionVerbs
 from scp_git.store.recordings import RecordingVerbs
+from scp_git.store.search import SearchVerbs
 from scp_git.store.sync import SyncVerbs
 
 
@@ -18,6 +19,7 @@ class Store(
     FeedVerbs,
     MentionVerbs,
     RecordingVerbs,
+    SearchVerbs,
     SyncVerbs,
 ):
     """One repository's ledger, opened with ``Store.open``. It needs no closing; a ``with`` block flushes."""
