@@ -18,6 +18,7 @@ from scp_git.codec import MAX_RECORD_BYTES, dump_pretty, load_object
 from scp_git.errors import RemoteError, UnsupportedRepository
 from scp_git.git import validate
 from scp_git.git.handle import Repository
+from scp_git.git.history import History
 from scp_git.git.merge import merge_states
 from scp_git.git.objects import ObjectStore
 from scp_git.git.remote import Remote
@@ -62,9 +63,9 @@ class Hostile:
         folders = [(FOLDER, name.encode(), self.files(inside)) for name, inside in below.items()]
         return self.tree([*here.values(), *folders])
 
-    def publish(self, ref: str, tree: str) -> str:
+    def publish(self, ref: str, tree: str, message: str = "hello") -> str:
         who = "Eve <eve@example.org> 1700000000 +0000"
-        data = f"tree {tree}\nauthor {who}\ncommitter {who}\n\nhello\n\nScp-Git: 1\n".encode()
+        data = f"tree {tree}\nauthor {who}\ncommitter {who}\n\n{message}\n\nScp-Git: 1\n".encode()
         oid = str(self.repo.odb.write(ObjectType.COMMIT, data))
         (self.path / ref).parent.mkdir(parents=True, exist_ok=True)
         (self.path / ref).write_text(oid + "\n")
@@ -103,8 +104,10 @@ def fetched(root: Path, hostile: Hostile) -> tuple[Fetched, Snapshot, ObjectStor
     store = ObjectStore(odb)
     for editor in (ours.ledger, ours.archive, ours.notes):
         editor.store = store
+    history = History(store)
     tips = {ref: repository.refs.read(here) for ref, here in refs.items()}
-    return fetched_state(store, tips, ours, remote="origin"), ours, store
+    trees = {ref: history.tree(tip) for ref, tip in tips.items() if tip}
+    return fetched_state(store, trees, ours, remote="origin"), ours, store
 
 
 def merged(root: Path, hostile: Hostile) -> tuple[Snapshot, list[Skipped]]:
@@ -297,9 +300,8 @@ def test_missing_and_mistyped_objects_are_taken_out(hostile: Hostile, repo: Path
         root = local.tree([(FOLDER, b"ledger", local.tree([(FOLDER, b"runs", runs)]))])
         odb = pygit2.Repository(local.path).odb
         store = ObjectStore(_OdbOf(odb))
-        tip = local.publish("refs/heads/broken", root)
         ours = snapshot(here, here.open_odb())
-        state = fetched_state(store, {LEDGER_REF: tip}, ours, remote="origin")
+        state = fetched_state(store, {LEDGER_REF: root}, ours, remote="origin")
         assert paths(state) == {f"{run_dir('good')}/run.json"}
         assert len(state.skipped) == 1 and "its object is" in state.skipped[0].reason
 
@@ -336,28 +338,34 @@ def _entries(hostile: Hostile, tree: str, path: str) -> list[Entry]:
     return [(FOLDER, each.name.encode(), str(each.id)) for each in found]
 
 
-@pytest.mark.parametrize("kind", ["blob", "tree", "tag", "no tree"])
-def test_a_tip_that_is_no_commit_counts_as_absent(hostile: Hostile, repo: Path, kind: str) -> None:
-    hostile.publish(ARCHIVE_REF, hostile.files({"FORMAT": b"1\n"}))
-    oid = {
-        "blob": lambda: hostile.blob(b"x"),
-        "tree": lambda: hostile.files(GOOD),
-        "tag": lambda: str(
-            hostile.repo.odb.write(
-                ObjectType.TAG, f"object {hostile.blob(b'x')}\ntype blob\ntag x\n\n".encode()
-            )
-        ),
-        "no tree": lambda: hostile.publish(LEDGER_REF, hostile.blob(b"not a tree")),
-    }[kind]()
-    (hostile.path / LEDGER_REF).write_text(oid + "\n")
+def test_a_tree_that_is_none_counts_as_empty(hostile: Hostile, repo: Path) -> None:
     here = Repository.open(repo)
     store = ObjectStore(_OdbOf(hostile.repo.odb))
-    ours = snapshot(here, here.open_odb())
-    tips = {LEDGER_REF: oid, ARCHIVE_REF: (hostile.path / ARCHIVE_REF).read_text().strip()}
-    state = fetched_state(store, tips, ours, remote="origin")
-    assert paths(state) == {"FORMAT"}
-    assert [each.ref for each in state.skipped] == [LEDGER_REF]
-    assert "cannot be used" in state.skipped[0].reason
+    for oid in (hostile.blob(b"x"), "1" * 40):
+        trees = {LEDGER_REF: oid, ARCHIVE_REF: hostile.files({"FORMAT": b"1\n"})}
+        state = fetched_state(store, trees, snapshot(here, here.open_odb()), remote="origin")
+        assert paths(state) == {"FORMAT"}
+        assert [each.ref for each in state.skipped] == [LEDGER_REF]
+        assert "its tree cannot be used" in state.skipped[0].reason
+
+
+@pytest.mark.parametrize("kind", ["blob", "tree", "tag", "huge"])
+def test_a_branch_that_leads_to_no_commit_is_an_error(hostile: Hostile, repo: Path, kind: str) -> None:
+    hostile.publish(ARCHIVE_REF, hostile.files({"FORMAT": b"1\n"}))
+    oid = hostile.publish(LEDGER_REF, hostile.files(GOOD))
+    if kind == "blob":
+        oid = hostile.blob(b"x")
+    elif kind == "tree":
+        oid = hostile.files(GOOD)
+    elif kind == "tag":
+        data = f"object {oid}\ntype commit\ntag x\n\n".encode()
+        oid = str(hostile.repo.odb.write(ObjectType.TAG, data))
+    else:
+        oid = hostile.publish(LEDGER_REF, hostile.files(GOOD), message="x" * 2_000_000)
+    (hostile.path / LEDGER_REF).write_text(oid + "\n")
+    pygit2.Repository(repo).config["remote.origin.url"] = str(hostile.path)
+    with pytest.raises(RemoteError, match=f"{LEDGER_REF} leads to no commit that can be read"):
+        Store.open(repo).pull()
 
 
 def test_a_name_that_stands_twice_and_a_wrong_order_are_mended(hostile: Hostile, repo: Path) -> None:
@@ -502,6 +510,43 @@ def test_an_anchor_that_is_none_makes_no_tag(
     store.ensure_ledger()
     assert {run.run_id for run in store.list_runs()} == {"good", "bad"}
     assert git(repo, "for-each-ref", "refs/tags") == ""
+
+
+# ---------------------------------------------------------------- a pull, as a whole
+
+
+def test_a_pull_takes_what_is_good_and_says_what_is_not(hostile: Hostile, repo: Path, tmp_path: Path) -> None:
+    """Issue SYNC, point 5: a bad record is skipped and reported, good ones come in; no symlink is written."""
+    link = hostile.blob(str(tmp_path / "outside").encode())
+    bad: dict[str, bytes | Entry] = {
+        f"{run_dir('linked')}/run.json": (LINK, b"run.json", link),
+        f"{run_dir('broken')}/run.json": b"{",
+        "ledger/traces": (LINK, b"traces", link),
+        "chat/threads/..x/thread.json": b"{}",
+        f"{run_dir('good')}/.git": b"gitdir: /nowhere",
+    }
+    hostile.publish(LEDGER_REF, hostile.files({**GOOD, **bad}))
+    hostile.publish(ARCHIVE_REF, hostile.files({"FORMAT": b"1\n", deleted_path("run", "mine"): b"["}))
+    hostile.publish(NOTES_REF, hostile.files({"readme": b"x", NOTE: b'{"id":"m"}\n'}))
+    pygit2.Repository(repo).config["remote.origin.url"] = str(hostile.path)
+    store = Store.open(repo)
+    store.record_run(Run(run_id="mine", type="x"))
+    report = store.pull()
+    assert {(each.path, each.kept) for each in report.skipped} == {
+        (f"{run_dir('linked')}/run.json", False),
+        (f"{run_dir('broken')}/run.json", True),
+        ("ledger/traces", False),
+        ("chat/threads/..x", False),
+        (f"{run_dir('good')}/.git", False),
+        (deleted_path("run", "mine"), False),
+        ("readme", False),
+    }
+    assert {run.run_id for run in store.list_runs()} == {"good", "mine"}
+    assert [path for path in (repo / ".scp-ledger").rglob("*") if path.is_symlink()] == []
+    assert not (tmp_path / "outside").exists()
+    assert store.sync().in_step
+    assert store.pull().skipped == (), "the remote was cleaned by the push"
+    assert store.sync().in_step
 
 
 # ---------------------------------------------------------------- what never leaves the view

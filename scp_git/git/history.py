@@ -12,6 +12,7 @@ from scp_git.git.objects import COMMIT, Commit, ObjectStore, parse_commit
 from scp_git.layout import TRAILER
 
 _MAX_WALK = 10_000
+_MAX_COMMIT_BYTES = 1024 * 1024
 
 
 class Relation(Enum):
@@ -37,10 +38,10 @@ class History:
         if oid is None:
             return None
         if oid not in self._known:
-            data = self.store.find(oid, COMMIT)
             try:
+                data = self.store.find(oid, COMMIT, limit=_MAX_COMMIT_BYTES)
                 self._known[oid] = parse_commit(data) if data else None
-            except ValueError:
+            except (ValueError, StorageFailed):
                 self._known[oid] = None
         return self._known[oid]
 

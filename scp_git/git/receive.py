@@ -10,8 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from scp_git.errors import UnsupportedRepository
-from scp_git.git.committer import check_format
+from scp_git.errors import RemoteError
 from scp_git.git.copying import Joined, copy_history, copy_tree
 from scp_git.git.handle import Repository
 from scp_git.git.history import History, Relation
@@ -19,7 +18,8 @@ from scp_git.git.merge import MergeReport, merge_states
 from scp_git.git.objects import ObjectStore, Reader
 from scp_git.git.transaction import Footing, Transaction
 from scp_git.git.tree import TreeEditor
-from scp_git.layout import ARCHIVE_REF, FORMAT_PATH, LEDGER_REF, NOTES_REF
+from scp_git.git.validate import Skipped, fetched_state
+from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ class Received:
     news: set[str] = field(default_factory=set)
     """The branches on which they had commits that we had not."""
     report: MergeReport = field(default_factory=MergeReport)
+    skipped: list[Skipped] = field(default_factory=list)
+    """What is wrong on their branches."""
     too_long: bool = False
     """Nothing was done: there are too many commits to be copied, or the history is a shallow clone's."""
 
@@ -68,12 +70,15 @@ class Receive:
         if not whole and not self.published:
             received.too_long = True
             return received
+        for ref, tip in self.tips.items():
+            if history.get(tip) is None:
+                raise RemoteError(self.name, f"{ref} leads to no commit that can be read; repair it there")
         relations = {ref: _relation(tx.footing[ref], tip, history) for ref, tip in self.tips.items()}
         received.news = {ref for ref, relation in relations.items() if relation in _NEWS}
         for trees in self._states(tx, history, received.news):
-            side = _Side(tx.store, trees)
-            self._check_format(tx, side)
-            received.report.add(merge_states(tx, side, kept=True))
+            theirs = fetched_state(tx.store, trees, tx, remote=self.name)
+            received.skipped += theirs.skipped
+            received.report.add(merge_states(tx, theirs, kept=True))
         tx.settle_tags(received.report)
         for run_id in self.tags:
             tx.project_tag(run_id)
@@ -106,14 +111,8 @@ class Receive:
             if not history.is_ours(tip):
                 log.info("%s of %s was not made by this library", ref, self.name)
                 trusted = next(iter(tx.footing[ref].parents), None)
-                yield from ({ref: history.tree(oid)} for oid in history.foreign(tip, trusted)[1:])
-
-    def _check_format(self, tx: Transaction, side: _Side) -> None:
-        try:
-            for editor in (side.ledger, side.archive):
-                check_format(tx.repository, editor.read(FORMAT_PATH, limit=1024))
-        except UnsupportedRepository as exc:
-            raise UnsupportedRepository(self.name, exc.reason) from exc
+                older = (oid for oid in history.foreign(tip, trusted)[1:] if history.get(oid))
+                yield from ({ref: history.tree(oid)} for oid in older)
 
     def _stand(self, tx: Transaction, history: History, ref: str, forward: bool) -> None:
         """Decide what the branch's next commit stands on."""
@@ -123,15 +122,6 @@ class Receive:
             tx.footing[ref] = Footing((theirs,), candidate)
         elif forward:
             tx.footing[ref] = Footing(ours.parents, {**candidate, **ours.candidates})
-
-
-class _Side:
-    """Three trees to be read."""
-
-    def __init__(self, store: ObjectStore, trees: Mapping[str, str]) -> None:
-        self.ledger = TreeEditor(store, trees.get(LEDGER_REF))
-        self.archive = TreeEditor(store, trees.get(ARCHIVE_REF))
-        self.notes = TreeEditor(store, trees.get(NOTES_REF))
 
 
 _NEWS = (Relation.BEHIND, Relation.APART)

@@ -18,7 +18,7 @@ from scp_git.errors import RemoteError, StorageFailed, UnsupportedRepository
 from scp_git.git.anchors import State
 from scp_git.git.names import is_plain_name
 from scp_git.git.notes import MAX_NOTE_BYTES, note_target
-from scp_git.git.objects import BLOB, COMMIT, TREE, Kind, ObjectStore, parse_commit
+from scp_git.git.objects import BLOB, TREE, Kind, ObjectStore
 from scp_git.git.tree import (
     EMPTY_TREE,
     FILE,
@@ -56,7 +56,6 @@ MAX_BYTES = 4 * 1024**3
 Leaving some out would delete them for everybody with the next push."""
 _MAX_DEPTH = 24
 _MAX_TREE_BYTES = 64 * 1024 * 1024
-_MAX_COMMIT_BYTES = 1024 * 1024
 _MAX_DELETION_BYTES = 1024 * 1024
 _MAX_REPORTED = 1000
 _FAMILIES = {RUNS: "run", TRACES: "trace", THREADS: "thread", RUN_CHAT: "run"}
@@ -88,17 +87,17 @@ class Fetched:
     skipped: list[Skipped]
 
 
-def fetched_state(store: ObjectStore, tips: Mapping[str, str | None], ours: State, *, remote: str) -> Fetched:
-    """The state that the three fetched tips hold, without what is wrong in it.
+def fetched_state(store: ObjectStore, trees: Mapping[str, str], ours: State, *, remote: str) -> Fetched:
+    """The state that the fetched branches' trees hold, without what is wrong in it.
 
-    A tip that is no readable commit counts as absent, and is reported.
+    A tree that cannot be read counts as empty, and is reported.
 
     Raises ``UnsupportedRepository`` when its FORMAT is one that we do not know, and
     ``RemoteError`` when there is more than anybody could have recorded.
     """
     skipped: list[Skipped] = []
     editors = {
-        ref: _editor(store, ref, tips.get(ref), skipped) for ref in (LEDGER_REF, ARCHIVE_REF, NOTES_REF)
+        ref: _editor(store, ref, trees.get(ref), skipped) for ref in (LEDGER_REF, ARCHIVE_REF, NOTES_REF)
     }
     state = Fetched(editors[LEDGER_REF], editors[ARCHIVE_REF], editors[NOTES_REF], skipped)
     try:
@@ -112,19 +111,14 @@ def fetched_state(store: ObjectStore, tips: Mapping[str, str | None], ours: Stat
     return state
 
 
-def _editor(store: ObjectStore, ref: str, tip: str | None, skipped: list[Skipped]) -> TreeEditor:
-    if tip is None:
-        return TreeEditor(store)
-    reason = _size(store, tip, COMMIT, _MAX_COMMIT_BYTES)
+def _editor(store: ObjectStore, ref: str, tree: str | None, skipped: list[Skipped]) -> TreeEditor:
+    reason = _size(store, tree or EMPTY_TREE, TREE, _MAX_TREE_BYTES)
     try:
         if isinstance(reason, int):
-            tree = parse_commit(store.read(tip, COMMIT)).tree
-            reason = _size(store, tree, TREE, _MAX_TREE_BYTES)
-        if isinstance(reason, int):
             return TreeEditor(store, tree)
-    except (ValueError, StorageFailed):
+    except StorageFailed:
         reason = "it is damaged"
-    skipped.append(Skipped(ref, "", f"its commit or its tree cannot be used: {reason}"))
+    skipped.append(Skipped(ref, "", f"its tree cannot be used: {reason}"))
     return TreeEditor(store)
 
 
@@ -154,6 +148,8 @@ def _sift(theirs: State, ours: State) -> list[Skipped]:
     sieve.branch(LEDGER_REF, theirs.ledger, ours.ledger, _ledger_rule)
     sieve.branch(ARCHIVE_REF, theirs.archive, ours.archive, _archive_rule)
     sieve.branch(NOTES_REF, theirs.notes, ours.notes, _notes_rule)
+    for editor in (theirs.ledger, theirs.archive, theirs.notes):
+        editor.write()
     if sieve.unnamed:
         sieve.skipped.append(Skipped("", "", f"{sieve.unnamed} further entries, not named here"))
     return sieve.skipped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scp_git.sync.engine import CHAT, EVERYTHING, LEDGER, Syncer
-from scp_git.sync.report import Counts, RefResult, RefState, SyncReport, WaitingTag
+from scp_git.sync.report import Counts, RefResult, RefState, Skipped, SyncReport, WaitingTag
 
 __all__ = [
     "CHAT",
@@ -12,6 +12,7 @@ __all__ = [
     "Counts",
     "RefResult",
     "RefState",
+    "Skipped",
     "SyncReport",
     "Syncer",
     "WaitingTag",

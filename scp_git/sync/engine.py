@@ -31,7 +31,7 @@ from scp_git.layout import ARCHIVE_REF, LEDGER_REF, run_tag_ref
 from scp_git.settings import Settings
 from scp_git.sync.counting import lacking
 from scp_git.sync.peers import NetworkPeer, PathPeer, open_at, own_branches
-from scp_git.sync.report import TAGS, Counts, RefResult, RefState, SyncReport, WaitingTag
+from scp_git.sync.report import TAGS, Counts, RefResult, RefState, Skipped, SyncReport, WaitingTag
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class _Progress:
     received: Counts = field(default_factory=Counts)
     sent: Counts = field(default_factory=Counts)
     waiting: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, None] = field(default_factory=dict)
+    skipped: dict[Skipped, None] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     tries: int = 1
 
@@ -76,6 +76,13 @@ class _Progress:
         before = self.pushed.get(ref)
         if before is None or before.state is not RefState.PUSHED or state is RefState.REJECTED:
             self.pushed[ref] = RefResult(ref=ref, state=state, detail=detail)
+
+    def skip(self, received: Received) -> None:
+        """Note what was not taken over, and why."""
+        for each in received.skipped:
+            self.skipped[Skipped(ref=each.ref, path=each.path, reason=each.reason, kept=each.kept)] = None
+        for path in received.report.refused:
+            self.skipped[Skipped(ref="", path=path, reason="it is not ours")] = None
 
     def finish(self) -> SyncReport:
         return SyncReport(
@@ -185,7 +192,7 @@ class Syncer:
                 theirs = {**theirs, **peer.fetch(news)}
             self._check_cancelled(peer.name)
             received = self._receive(peer, {ref: theirs[ref] for ref in news})
-            progress.skipped.update(dict.fromkeys(received.report.refused))
+            progress.skip(received)
             progress.renamed.update(received.report.renamed)
             progress.received += self._lacking(before, theirs)
         remember(self.repository, peer.name, theirs)

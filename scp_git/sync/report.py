@@ -67,6 +67,15 @@ class WaitingTag(_Value):
     commit: str
 
 
+class Skipped(_Value):
+    """Something on a branch of the remote that was not taken over, or (``kept``) that no reader can show."""
+
+    ref: str
+    path: str
+    reason: str
+    kept: bool = False
+
+
 class SyncReport(_Value):
     """What a push, a pull or a sync did."""
 
@@ -77,8 +86,8 @@ class SyncReport(_Value):
     sent: Counts = Field(default_factory=Counts)
     waiting: tuple[WaitingTag, ...] = ()
     """Push the branch that holds the commit, or pass ``publish_commits=True``."""
-    skipped: tuple[str, ...] = ()
-    """Paths of what the remote has and was not taken over, as it is damaged or not ours."""
+    skipped: tuple[Skipped, ...] = ()
+    """What is wrong on the remote's branches. All that is good was taken over."""
     renamed: dict[str, str] = Field(default_factory=dict)
     """Runs that had the id of another run: new id to old id."""
     tries: int = 1
