@@ -8,6 +8,7 @@ from click.shell_completion import get_completion_class
 from scp_git.cli.ledger import ledger
 from scp_git.cli.run import run
 from scp_git.cli.terminal import emit
+from scp_git.cli.transfer import archive, export_runs, import_runs
 
 _EPILOG = """\b
 Exit codes:
@@ -71,5 +72,7 @@ def completion(shell: str) -> None:
     emit(script.source_template % script.source_vars() + "\n")
 
 
+for command in (import_runs, export_runs, archive):
+    ledger.add_command(command)
 app.add_command(ledger)
 app.add_command(run)

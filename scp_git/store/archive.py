@@ -1,4 +1,4 @@
-"""The verbs for many runs at once, synchronous: archiving and importing."""
+"""The verbs for many runs at once, synchronous: archiving, importing, exporting."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from scp_git.ledger.archive import ArchiveRuns
+from scp_git.ledger.exporting import export_lines
 from scp_git.ledger.importing import ImportReport
 from scp_git.store.importing import Import, Progress, Source
 from scp_git.store.ledger import LedgerVerbs
@@ -54,6 +55,13 @@ class ArchiveVerbs(LedgerVerbs):
             if on_progress is not None:
                 on_progress(job.report)
         return job.finish()
+
+    def export_lines(self) -> Iterator[bytes]:
+        """Every run with its events as a line of JSON, oldest first, as ``scp-git ledger import`` reads it.
+
+        Read from one state, while others may be writing. What is damaged is left out and logged.
+        """
+        return export_lines(self._repository)
 
     def importing(self, *, strict: bool) -> Import:
         """An import to be fed, for the async facade too."""
