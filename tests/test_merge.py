@@ -418,9 +418,7 @@ def deletions_win(one: Side, two: Side, three: Side) -> None:
 
 
 PLAIN = sides()
-# Two runs that bear one id, with two limits. A deletion names an id, not which of them; and of two anchors
-# that with the smaller tag wins, which depends on the id, so on whether the run was renamed before.
-TWINS = sides(contents=3, anchors=1, deletable=("thread", "trace", "message"))
+TWINS = sides(contents=3, anchors=2, deletable=("thread", "trace", "message"))
 IGNORANT = sides(knowing=False)
 EXTRAS = sides(extras=["", "x", "y"], deletable=())
 

@@ -56,10 +56,18 @@ class RunCopy:
         """Of two runs with one id the smaller keeps it."""
         return self.started_at, self.message
 
-    def rank(self) -> tuple[bool, str, str]:
-        """Sound before damaged, with an anchor before without, the smaller tag id, the smaller blob id."""
+    def rank(self) -> tuple[bool, bool, str, str, str]:
+        """Sound before damaged, with an anchor before without, then the smaller anchor, the smaller blob id.
+
+        Of two anchors not that with the smaller tag: the tag's id changes when the run
+        gets another id, so the order of merges would decide.
+        """
+        anchor = Anchor.parse(self.record.get("anchor")) or _NO_ANCHOR
         blob = hash_object(BLOB, self.files.get(RUN_FILE, b""))
-        return not self.record, self.tag_id() or "~", blob
+        return not self.record, anchor is _NO_ANCHOR, anchor.target, anchor.tagger, blob
+
+
+_NO_ANCHOR = Anchor("", "")
 
 
 def other_id(run_id: str, message: str) -> str:
