@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         track_run,
     )
     from scp_git.api.mentions import complete_mention, resolve_mentions
+    from scp_git.api.publish import publish_chat
     from scp_git.api.search import search
     from scp_git.api.sync import pull_chat, pull_ledger, push_chat, push_ledger
     from scp_git.api.traces import (
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     )
     from scp_git.broadcast import Bus, bus
     from scp_git.chat.mentions import Mention
+    from scp_git.chat.publish import PublishReport
     from scp_git.errors import (
         AlreadyExists,
         AuthFailed,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
         NotAllowed,
         NotARepository,
         NotFound,
+        OutputRefused,
         RecordTooLarge,
         RemoteError,
         RepositoryBusy,
@@ -132,8 +135,10 @@ _HOMES = {
         "stop_recording",
     ),
     "scp_git.api.mentions": ("complete_mention", "resolve_mentions"),
+    "scp_git.api.publish": ("publish_chat",),
     "scp_git.broadcast": ("Bus", "bus"),
     "scp_git.chat.mentions": ("Mention",),
+    "scp_git.chat.publish": ("PublishReport",),
     "scp_git.errors": (
         "AlreadyExists",
         "AuthFailed",
@@ -143,6 +148,7 @@ _HOMES = {
         "NotARepository",
         "NotAllowed",
         "NotFound",
+        "OutputRefused",
         "RecordTooLarge",
         "RemoteError",
         "RepositoryBusy",
@@ -196,7 +202,9 @@ __all__ = [
     "NotARepository",
     "NotAllowed",
     "NotFound",
+    "OutputRefused",
     "Progress",
+    "PublishReport",
     "RecordTooLarge",
     "RecordedSession",
     "RefResult",
@@ -248,6 +256,7 @@ __all__ = [
     "list_traces",
     "open_store",
     "prune_runs",
+    "publish_chat",
     "pull_chat",
     "pull_ledger",
     "push_chat",

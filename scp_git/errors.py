@@ -177,6 +177,17 @@ class StorageFailed(ScpGitError, OSError):
             self.errno = cause.errno
 
 
+class OutputRefused(ScpGitError, ValueError):
+    """A folder that must not be written to: it holds what is not ours, or is a symlink."""
+
+    code = "output-refused"
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{os.fspath(path)} {reason}; nothing was written")
+        self.path = Path(path)
+        self.reason = reason
+
+
 class RemoteError(ScpGitError, ConnectionError):
     """A remote could not be reached or refused."""
 

@@ -18,6 +18,7 @@ from scp_git.aio.chat import AsyncChatVerbs
 from scp_git.aio.core import offload
 from scp_git.aio.feed import AsyncFeedVerbs
 from scp_git.aio.mentions import AsyncMentionVerbs
+from scp_git.aio.publish import AsyncPublishVerbs
 from scp_git.aio.recordings import AsyncRecordingVerbs
 from scp_git.aio.search import AsyncSearchVerbs
 from scp_git.aio.sync import AsyncSyncVerbs
@@ -31,6 +32,7 @@ class AsyncStore(
     AsyncChatVerbs,
     AsyncFeedVerbs,
     AsyncMentionVerbs,
+    AsyncPublishVerbs,
     AsyncRecordingVerbs,
     AsyncSyncVerbs,
     AsyncSearchVerbs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from scp_git.cli.chat import chat
 from scp_git.cli.ledger import ledger
 from scp_git.cli.run import run
 from scp_git.cli.terminal import emit
@@ -15,7 +16,7 @@ Exit codes:
   0    done
   1    an error
   2    wrong usage, or a value that cannot be recorded
-  3    there is no such run
+  3    there is no such run, thread or message
   5    the repository is busy
   130  interrupted
 `run` exits with the code of its command instead.
@@ -74,5 +75,6 @@ def completion(shell: str) -> None:
 
 for command in (import_runs, export_runs, archive):
     ledger.add_command(command)
+app.add_command(chat)
 app.add_command(ledger)
 app.add_command(run)

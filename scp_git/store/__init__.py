@@ -9,6 +9,7 @@ from __future__ import annotations
 from scp_git.store.archive import ArchiveVerbs
 from scp_git.store.feed import FeedVerbs
 from scp_git.store.mentions import MentionVerbs
+from scp_git.store.publish import PublishVerbs
 from scp_git.store.recordings import RecordingVerbs
 from scp_git.store.search import SearchVerbs
 from scp_git.store.sync import SyncVerbs
@@ -18,6 +19,7 @@ class Store(
     ArchiveVerbs,
     FeedVerbs,
     MentionVerbs,
+    PublishVerbs,
     RecordingVerbs,
     SearchVerbs,
     SyncVerbs,
