@@ -377,3 +377,24 @@ def test_runs_and_notes_of_both_sides_have_the_same_tags(clone: Callable[[str], 
     repository = opened(a)._repository
     with repository.odb() as odb:
         assert not list_notes(snapshot(repository, odb).notes)
+
+
+def test_what_is_wrong_is_skipped_and_reported_and_the_rest_comes_in(
+    clone: Callable[[str], Path], server: Path, git: Git, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = clone("a"), clone("b")
+    record(a, "r1", "r2")
+    opened(a).sync()
+    ledger = f"{LEDGER_REF}:ledger/runs"
+    link = git(server, "hash-object", "-w", "--stdin", input="/etc/passwd").strip()
+    rows = git(server, "ls-tree", ledger) + f"120000 blob {link}\tr3\n"
+    runs = git(server, "mktree", input=rows).strip()
+    inner = git(server, "mktree", input=f"040000 tree {runs}\truns\n").strip()
+    root = git(server, "mktree", input=f"040000 tree {inner}\tledger\n").strip()
+    commit = git(server, "commit-tree", root, "-p", LEDGER_REF, "-m", "evil").strip()
+    git(server, "update-ref", LEDGER_REF, commit)
+    report = opened(b).pull()
+    assert [(each.path, each.kept) for each in report.skipped] == [("ledger/runs/r3", False)]
+    assert "link" in report.skipped[0].reason
+    assert set(ids(b)) == {"r1", "r2"}
+    assert not (b / ".scp-ledger/ledger/runs/r3").exists()
