@@ -359,6 +359,8 @@ def test_the_help_and_the_page_name_every_exit_code_and_option() -> None:
         ["run"],
         ["completion"],
         *(["ledger", name] for name in ("list", "show", "record", "delete", "prune")),
+        *(["trace", name] for name in ("list", "show", "export", "recover", "delete")),
+        ["watch"],
     ]
     for command in [[], *commands]:
         text = scp(PROJECT, *command, "--help").stdout.decode()

@@ -9,14 +9,16 @@ from scp_git.cli.chat import chat
 from scp_git.cli.ledger import ledger
 from scp_git.cli.run import run
 from scp_git.cli.terminal import emit
+from scp_git.cli.trace import trace
 from scp_git.cli.transfer import archive, export_runs, import_runs
+from scp_git.cli.watch import watch
 
 _EPILOG = """\b
 Exit codes:
   0    done
   1    an error
   2    wrong usage, or a value that cannot be recorded
-  3    there is no such run, thread or message
+  3    there is no such run, thread, message or session
   5    the repository is busy
   130  interrupted
 `run` exits with the code of its command instead.
@@ -78,3 +80,5 @@ for command in (import_runs, export_runs, archive):
 app.add_command(chat)
 app.add_command(ledger)
 app.add_command(run)
+app.add_command(trace)
+app.add_command(watch)

@@ -39,7 +39,7 @@ def _full_row(run: Run) -> list[str]:
 def _person_row(run: Run) -> list[str]:
     row = _full_row(run)
     row[1] = short_time(run.started_at)
-    row[7] = _took(run.duration_ms)
+    row[7] = took(run.duration_ms)
     return row
 
 
@@ -48,7 +48,8 @@ def short_time(stored: str) -> str:
     return stored[:19].replace("T", " ")
 
 
-def _took(duration_ms: int) -> str:
+def took(duration_ms: int) -> str:
+    """``142 ms``, ``2.5 s``, ``3 min 5 s``, ``2 h 10 min``."""
     if duration_ms < 1000:
         return f"{duration_ms} ms"
     if duration_ms < 60_000:
@@ -64,12 +65,12 @@ def print_run(run: Run, events: Sequence[Mapping[str, Any]], *, as_json: bool) -
     if as_json:
         print_json({"run": run.model_dump(), "events": list(events)})
         return
-    fields = list(_fields(run.model_dump()))
+    fields = list(fields_of(run.model_dump()))
     if not on_terminal():
         print_rows((), fields)
         print_rows((), (("event", *_event_row(event)) for event in events))
         return
-    _print_fields(fields)
+    print_fields(fields)
     if events:
         emit("\n")
         rows = [_event_row(event) for event in events]
@@ -78,18 +79,18 @@ def print_run(run: Run, events: Sequence[Mapping[str, Any]], *, as_json: bool) -
         print_rows(_EVENT_FIELDS, rows, optional=_EVENT_OPTIONAL)
 
 
-def _fields(record: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def fields_of(record: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Name and text of every field that is not empty; a list of texts gives one line each."""
     for name, value in record.items():
         if name == "metadata" and isinstance(value, Mapping):
-            yield from ((f"metadata.{key}", text) for key, text in _fields(value))
+            yield from ((f"metadata.{key}", text) for key, text in fields_of(value))
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
             yield from ((name, item) for item in value)
         elif value not in ("", None, {}):
-            yield name, _text(value)
+            yield name, text_of(value)
 
 
-def _print_fields(fields: Sequence[tuple[str, str]]) -> None:
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Names in a column; a name is said once, and further lines of a value stand under its first."""
     width = max((len(neutralise(name)) for name, _ in fields), default=0)
     said = ""
@@ -100,15 +101,16 @@ def _print_fields(fields: Sequence[tuple[str, str]]) -> None:
 
 
 def _event_row(event: Mapping[str, Any]) -> list[str]:
-    row = [_text(event.get(name, "")) for name in _EVENT_FIELDS]
+    row = [text_of(event.get(name, "")) for name in _EVENT_FIELDS]
     others = {name: value for name, value in event.items() if name not in _EVENT_FIELDS}
     detail = event.get("detail", {})
     if others:
-        row[-1] = _text({**others, **(detail if isinstance(detail, Mapping) else {"detail": detail})})
+        row[-1] = text_of({**others, **(detail if isinstance(detail, Mapping) else {"detail": detail})})
     return row
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Text as it is, anything else as JSON; nothing for an empty object."""
     if isinstance(value, str):
         return value
     return "" if value == {} else json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -6,6 +6,7 @@ Imports rich only to print a table on a terminal.
 from __future__ import annotations
 
 import os
+import select
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,8 +85,22 @@ def emit(text: str) -> None:
         raise click.ClickException(f"cannot write to standard output: {exc.strerror}") from None
 
 
+def reader_left() -> bool:
+    """Whether nobody can read standard output any more."""
+    if sys.stdout is None or _discarded:
+        return True
+    pipe = select.poll()
+    pipe.register(1, 0)  # what cannot be left out is always told: that the other end was closed
+    return bool(pipe.poll(0))
+
+
+_discarded = False
+
+
 def _discard_output() -> None:
     """What is still buffered goes nowhere, so the interpreter does not fail on it at exit."""
+    global _discarded
+    _discarded = True
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -117,6 +132,38 @@ def styled(text: str, style: str) -> str:
     with console.capture() as captured:
         console.print(Text(text, style), end="", soft_wrap=True)
     return captured.get()
+
+
+Piece = tuple[str, str]
+"""Text, and a style of rich's for it."""
+
+
+def print_lines(lines: Iterable[Sequence[Piece]]) -> None:
+    """Lines made of styled pieces: on a terminal cut at its width, else plain and whole."""
+    harmless = [[(neutralise(text), style) for text, style in line] for line in lines]
+    if not on_terminal():
+        emit("".join("".join(text for text, _ in line) + "\n" for line in harmless))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        for line in harmless:
+            console.print(Text.assemble(*line), no_wrap=True, overflow="crop", crop=True)
+    emit(captured.get())
+
+
+def terminal_width() -> int:
+    """How many cells a line of standard output has, at least 20."""
+    from rich.console import Console
+
+    return max(Console().width, _MIN_WIDTH)
+
+
+def speaks_unicode() -> bool:
+    """Whether standard output can show more than ASCII."""
+    return (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
 
 
 # ---------------------------------------------------------------- tables

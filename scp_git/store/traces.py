@@ -76,6 +76,10 @@ class TraceVerbs(ChatVerbs):
         """All events of a trace in order, however many; nothing if there is no such trace."""
         return self._traces.events(check_id("trace", trace_id))
 
+    def trace_head(self, trace_id: str) -> SessionTrace | None:
+        """The trace without its events, for who reads those as they come; ``None`` if there is none."""
+        return self._traces.get(check_id("trace", trace_id), limit=0)
+
     # ------------------------------------------------------------ for the async facade too
 
     def prepared_trace(self, trace: SessionTrace) -> SaveTrace:
