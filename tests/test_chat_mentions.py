@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scp_git import Mention
@@ -98,6 +98,7 @@ def test_places_are_those_of_the_spelling(text: str) -> None:
     st.none()
     | st.tuples(st.integers(1, 10**9 - 1), st.integers(1, 10**9 - 1)).map(lambda pair: tuple(sorted(pair))),
 )
+@example("run", "(", None)
 def test_what_is_spelled_is_read_again(kind: str, id: str, lines: tuple[int, int] | None) -> None:
     if not is_spellable(id):
         return

@@ -69,8 +69,9 @@ class Mention:
         if self.lines and self.lines[1] != self.lines[0]:
             behind += f"-L{self.lines[1]}"
         plain = f"@{self.kind}:{self.id}{behind}"
-        read = [(start, end, found.id, found.lines) for start, end, found in spans(plain)]
-        if not self.id or read == [(0, len(plain), self.id, self.lines)]:
+        # In brackets, too: what opens one itself would swallow the one that closes them.
+        read = [(start, end, found.id, found.lines) for start, end, found in spans(f"({plain})")]
+        if not self.id or read == [(1, 1 + len(plain), self.id, self.lines)]:
             return plain
         escaped = self.id.replace("\\", "\\\\").replace('"', '\\"')
         return f'@{self.kind}:"{escaped}"{behind}'
