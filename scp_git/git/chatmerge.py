@@ -48,7 +48,7 @@ def merge_conversation(mine: Conversation, their: Conversation, *, kept: bool) -
         or any(part in side and _end(part, side) != _next(part.start, keys) for side in (ours, theirs))
         or (part in ours and part in theirs and ours[part] != theirs[part])
     ]
-    copies = [side.read(part, limit=None) for part in changed for side in (mine, their)]
+    copies = [side.read(part, any_size=True) for part in changed for side in (mine, their)]
     _store(mine, keys, changed, message_lines(copies))
 
 
@@ -93,7 +93,7 @@ def _settle(folder: Conversation, note: bytes) -> bytes | None:
     rest: list[Line] = []
     better: list[Line] = []
     for part, lines in groups.items():
-        present = dict(message_lines([folder.read(part, limit=None)]))
+        present = dict(message_lines([folder.read(part, any_size=True)]))
         for key, data in lines:
             if not key.id or key not in present:
                 rest.append((key, data))
@@ -178,7 +178,7 @@ def _store(mine: Conversation, keys: list[Key], changed: list[Part], lines: list
         groups.setdefault(part_of(parts, line[0]), []).append(line)
     for part, group in groups.items():
         if part not in changed:
-            group = message_lines([mine.read(part, limit=None), join_lines(data for _, data in group)])
+            group = message_lines([mine.read(part, any_size=True), join_lines(data for _, data in group)])
         size = sum(len(data) + 1 for _, data in group)
         pieces = cut(part.start, group) if size > MAX_PART_BYTES else [(part.start, group)]
         for start, piece in pieces:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from scp_git.codec import MAX_PART_BYTES, JsonObject
@@ -23,6 +24,7 @@ PART_BYTES = 64 * 1024
 MAX_READ_BYTES = 16 * MAX_PART_BYTES
 """A part that somebody else wrote may be larger than ours ever are; beyond this it is not read."""
 
+_KNOWN_NAMES = 8192
 _SECOND = re.compile(r"_(\d{4}-\d\d-\d\dT)(\d\d)(\d\d)(\d\d)_", re.ASCII)
 
 Line = tuple[Key, bytes]
@@ -49,13 +51,12 @@ class Conversation:
         """The parts in the order of their keys; files that no key explains come first."""
         folder = self.editor.folder(self.folder)
         files = folder.raw_items().items() if folder else ()
-        names = [decode_name(name) for name, raw in files if raw_mode(raw) in REGULAR]
-        return sorted(
-            Part(Key(*(split_key(name) or FIRST)), name) for name in names if is_part("messages", name)
-        )
+        parts = (_part(name) for name, raw in files if raw_mode(raw) in REGULAR)
+        return sorted(part for part in parts if part)
 
-    def read(self, part: Part, *, limit: int | None = MAX_READ_BYTES) -> bytes:
-        return self.editor.read(self.path(part), limit=limit) or b""
+    def read(self, part: Part, *, any_size: bool = False) -> bytes:
+        """A part's bytes. Raises ``StorageFailed`` beyond ``MAX_READ_BYTES`` unless any size will do."""
+        return self.editor.read(self.path(part), limit=None if any_size else MAX_READ_BYTES) or b""
 
     def newest_first(self, before: Key | None = None) -> list[Part]:
         """The parts that may hold messages older than ``before``; each is newer than the next."""
@@ -192,6 +193,13 @@ def edit_lines(data: bytes, id: str, change: Change) -> tuple[bytes, list[JsonOb
 def ended(data: bytes) -> bytes:
     """Whole lines: with the last newline, which an editor may have taken."""
     return data if not data or data.endswith(b"\n") else data + b"\n"
+
+
+@lru_cache(_KNOWN_NAMES)
+def _part(name: bytes) -> Part | None:
+    """The part that a file is, or ``None`` if it is none. A long conversation is asked for all its names."""
+    text = decode_name(name)
+    return Part(Key(*(split_key(text) or FIRST)), text) if is_part("messages", text) else None
 
 
 def part_of(parts: list[Part], key: Key) -> Part:
