@@ -365,6 +365,24 @@ def test_merging_keeps_every_object_and_stores_wide_trees_as_deltas(repo: Path, 
 
 
 @pytest.mark.referee
+def test_merging_stores_the_versions_of_a_growing_file_as_deltas(repo: Path, git: Git) -> None:
+    (repo / ".git" / "scp").mkdir()
+    versions: dict[int, bytes] = {}
+    for number in range(3 * MERGE_FROM):
+        which = number % 3
+        line = b"".join(hashlib.sha256(b"%d %d" % (number, n)).digest() for n in range(40))
+        versions[which] = versions.get(which, b"file %d\n" % which) + line
+        write_pack(repo / ".git", entries_of(blobs(versions[which])), sync=False).release()
+    before, size = everything(repo, git), sum(path.stat().st_size for path in packs(repo))
+    assert merge_packs(Repository.open(repo), sync=False)
+    assert everything(repo, git) == before
+    (pack,) = packs(repo)
+    listed = git(repo, "verify-pack", "-v", str(pack)).splitlines()
+    full = [line for line in listed if line[40:46] == " blob " and len(line.split()) == 5]
+    assert len(full) <= 3 * 2 and pack.stat().st_size < size / 2
+
+
+@pytest.mark.referee
 def test_merging_again_and_again(repo: Path, git: Git) -> None:
     repository, copied, most = Repository.open(repo), 0, 0
     for turn in range(20):

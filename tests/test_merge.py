@@ -252,7 +252,7 @@ def sides(
     extras: list[str] | None = None,
     deletable: tuple[str, ...] = ("run", "thread", "trace", "message"),
 ) -> st.SearchStrategy[Side]:
-    kinds = {"run": RUN_IDS, "thread": THREADS, "trace": TRACES, "message": MESSAGES[:2]}
+    kinds = {"run": RUN_IDS, "thread": THREADS[1:], "trace": TRACES, "message": MESSAGES[:2]}
     return st.builds(
         Side,
         runs=runs(contents, anchors, extras or [""]),
@@ -533,6 +533,17 @@ def test_of_two_versions_of_a_record_the_higher_rev_wins() -> None:
 def test_the_higher_format_wins(where: str) -> None:
     assert merged_file("FORMAT", b"1\n", b"2\n", where) == b"2\n"
     assert merged_file("FORMAT", b"10\n", b"9\n", where) == b"10\n"
+
+
+def test_a_record_that_general_was_deleted_counts_for_nothing() -> None:
+    ours, theirs = State(), State()
+    ours.ledger.put("chat/threads/general/messages.jsonl", line("m1"))
+    theirs.archive.put(
+        deleted_path("thread", "general"), dump_pretty({"id": "general", "ts": "t", "user": "x"})
+    )
+    report = merge_states(ours, theirs)
+    assert ours.ledger.read("chat/threads/general/messages.jsonl") == line("m1")
+    assert report.refused == [deleted_path("thread", "general")]
 
 
 def test_two_deletions_of_one_id() -> None:

@@ -1,7 +1,8 @@
 """Housekeeping: many small packs of ours become one, beside the writers.
 
 Nothing that is not ours is touched, no writer waits for it, and every object is
-copied. Wide trees that differ in an entry or two are stored as deltas.
+copied. Wide trees that differ in an entry or two are stored as deltas, and so are the
+versions of a file that has grown line by line.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ log = logging.getLogger(__name__)
 
 MERGE_FROM = 10
 """Packs of ours from which on they are merged, so that no more than twenty are ever there."""
-_TREE, _REF_DELTA = 2, 7
+_TREE, _BLOB, _REF_DELTA = 2, 3, 7
 _DELTA_FROM = 512
 _CANDIDATES = 4
+_BEGINNING = 128
+"""Files that begin alike are taken for versions of one file."""
+_DELTA_UP_TO = 64 * 1024
+_VERSIONED = 256
+"""So many files are kept in memory to compare older versions with."""
 _COPY_MAX = 0x10000
 
 
@@ -130,6 +136,7 @@ def _merged(sources: list[_Source]) -> list[PackEntry]:
     """All entries, newest first and each object once; wide trees become deltas of a newer one."""
     result: dict[str, PackEntry] = {}
     full: list[tuple[str, bytes]] = []
+    files: dict[bytes, tuple[str, bytes]] = {}
     for source in sorted(sources, key=lambda source: source.age, reverse=True):
         for found in reversed(list(source.entries())):
             if found.oid in result:
@@ -137,6 +144,8 @@ def _merged(sources: list[_Source]) -> list[PackEntry]:
             entry = PackEntry(found.oid, found.data)
             if found.kind == _TREE and len(found.data) >= _DELTA_FROM:
                 entry = _as_delta(found, full) or _compressed(found)
+            elif found.kind == _BLOB and _DELTA_FROM <= len(found.data) <= _DELTA_UP_TO:
+                entry = _as_older_version(found, files) or entry
             result[found.oid] = entry
     return list(result.values())
 
@@ -152,8 +161,24 @@ def _as_delta(found: _Found, full: list[tuple[str, bytes]]) -> PackEntry | None:
     if best is None:
         full.append((found.oid, data))
         return None
-    header = entry_header(_REF_DELTA, len(best)) + bytes.fromhex(base)
-    return PackEntry(found.oid, header + zlib.compress(best, 6))
+    return _delta_entry(found.oid, best, base)
+
+
+def _as_older_version(found: _Found, files: dict[bytes, tuple[str, bytes]]) -> PackEntry | None:
+    """A file as a delta of the newest that begins alike; ``None`` if it is the first, or too different."""
+    data = found.inflate()
+    base, newest = files.setdefault(data[:_BEGINNING], (found.oid, data))
+    if base == found.oid:
+        if len(files) > _VERSIONED:
+            del files[next(iter(files))]
+        return None
+    delta = make_delta(newest, data)
+    return _delta_entry(found.oid, delta, base) if 2 * len(delta) < len(data) else None
+
+
+def _delta_entry(oid: str, delta: bytes, base: str) -> PackEntry:
+    header = entry_header(_REF_DELTA, len(delta)) + bytes.fromhex(base)
+    return PackEntry(oid, header + zlib.compress(delta, 6))
 
 
 def _compressed(found: _Found) -> PackEntry:

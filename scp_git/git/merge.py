@@ -33,6 +33,7 @@ from scp_git.layout import (
     ARCHIVED_RUNS,
     DELETED,
     FORMAT_PATH,
+    GENERAL,
     RUN_CHAT,
     RUN_FILE,
     RUNS,
@@ -105,7 +106,8 @@ class _Merge:
         for path, _ in differing(self.ours.archive, self.theirs.archive, DELETED):
             kind, id = _deleted_key(path)
             record = read_record(self.theirs.archive, path)
-            if record is None or not is_valid_id(id) or path != deleted_path(kind, id):
+            undeletable = (kind, id) == ("thread", GENERAL)
+            if record is None or not is_valid_id(id) or path != deleted_path(kind, id) or undeletable:
                 self.report.refused.append(path)
                 continue
             mine = read_record(self.ours.archive, path)
