@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     )
     from scp_git.settings import InvalidSettings, Settings
     from scp_git.store import Store
-    from scp_git.sync import Counts, RefResult, RefState, Skipped, SyncReport, WaitingTag
+    from scp_git.sync import Counts, RefResult, RefState, Skipped, SyncReport, SyncStatus, WaitingTag
     from scp_git.trace.export import trace_to_otlp
     from scp_git.trace.session import RecordedSession
     from scp_git.trace.summary import Suggestion, generate_summary, suggest_classification
@@ -176,7 +176,7 @@ _HOMES = {
     "scp_git.settings": ("InvalidSettings", "Settings"),
     "scp_git.store": ("Store",),
     "scp_git.trace.export": ("trace_to_otlp",),
-    "scp_git.sync": ("Counts", "RefResult", "RefState", "Skipped", "SyncReport", "WaitingTag"),
+    "scp_git.sync": ("Counts", "RefResult", "RefState", "Skipped", "SyncReport", "SyncStatus", "WaitingTag"),
     "scp_git.trace.session": ("RecordedSession",),
     "scp_git.trace.summary": ("Suggestion", "generate_summary", "suggest_classification"),
 }
@@ -223,6 +223,7 @@ __all__ = [
     "Store",
     "Suggestion",
     "SyncReport",
+    "SyncStatus",
     "Thread",
     "TraceEvent",
     "TrackedRun",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 import anyio
 
 from scp_git.aio.core import AsyncCore, offload
 from scp_git.git.credentials import Credentials
-from scp_git.store.sync import OnProgress, Transfer
-from scp_git.sync import SyncReport
+from scp_git.store.sync import Cancelled, OnProgress
+from scp_git.sync import SyncReport, SyncStatus
+
+Result = TypeVar("Result")
 
 
 class AsyncSyncVerbs(AsyncCore):
@@ -59,10 +63,16 @@ class AsyncSyncVerbs(AsyncCore):
             remote, publish_commits=publish_commits, credentials=credentials, on_progress=on_progress
         )
 
-    async def transfer(self, transfer: Transfer) -> SyncReport:
+    async def sync_status(
+        self, remote: str = "origin", *, fetch: bool = False, credentials: Credentials | None = None
+    ) -> SyncStatus | None:
+        """How far we and the remote are apart, and what waits; ``None`` without that remote."""
+        return await self.transfer(self.store.looking(remote, fetch=fetch, credentials=credentials))
+
+    async def transfer(self, transfer: Callable[[Cancelled | None], Result]) -> Result:
         """Run a transfer in a worker thread; on cancellation it is told to stop, and waited for."""
         stop, done = threading.Event(), anyio.Event()
-        reports: list[SyncReport] = []
+        reports: list[Result] = []
         errors: list[Exception] = []
 
         async def work() -> None:

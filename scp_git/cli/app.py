@@ -8,6 +8,7 @@ from click.shell_completion import get_completion_class
 from scp_git.cli.chat import chat
 from scp_git.cli.ledger import ledger
 from scp_git.cli.run import run
+from scp_git.cli.sync import pull, push, status, sync
 from scp_git.cli.terminal import emit
 from scp_git.cli.trace import trace
 from scp_git.cli.transfer import archive, export_runs, import_runs
@@ -19,6 +20,7 @@ Exit codes:
   1    an error
   2    wrong usage, or a value that cannot be recorded
   3    there is no such run, thread, message or session
+  4    a remote refused something
   5    the repository is busy
   130  interrupted
 `run` exits with the code of its command instead.
@@ -82,3 +84,5 @@ app.add_command(ledger)
 app.add_command(run)
 app.add_command(trace)
 app.add_command(watch)
+for command in (sync, push, pull, status):
+    app.add_command(command)

@@ -10,7 +10,7 @@ from scp_git.git.handle import Repository
 from scp_git.git.transaction import Operation
 from scp_git.git.transfer import Progress
 from scp_git.store.core import StoreCore
-from scp_git.sync import EVERYTHING, Syncer, SyncReport
+from scp_git.sync import EVERYTHING, Syncer, SyncReport, SyncStatus, sync_status
 from scp_git.ticket import Ticket
 
 OnProgress = Callable[[Progress], None]
@@ -68,6 +68,16 @@ class SyncVerbs(StoreCore):
             remote, publish_commits=publish_commits, credentials=credentials, on_progress=on_progress
         )
 
+    def sync_status(
+        self, remote: str = "origin", *, fetch: bool = False, credentials: Credentials | None = None
+    ) -> SyncStatus | None:
+        """How far we and the remote are apart, and what waits; ``None`` without that remote.
+
+        Nobody is asked: the remote is taken to be as it was last seen, unless ``fetch``.
+        Nothing is merged. Raises ``RemoteError`` or ``AuthFailed`` when asking fails.
+        """
+        return self.looking(remote, fetch=fetch, credentials=credentials)(None)
+
     # ------------------------------------------------------------ for the async facade too
 
     def pushing(
@@ -91,6 +101,13 @@ class SyncVerbs(StoreCore):
         self, remote: str, *, credentials: Credentials | None = None, on_progress: OnProgress | None = None
     ) -> Transfer:
         return lambda cancelled: self._syncer(credentials, on_progress, cancelled).pull(remote)
+
+    def looking(
+        self, remote: str, *, fetch: bool, credentials: Credentials | None
+    ) -> Callable[[Cancelled | None], SyncStatus | None]:
+        return lambda cancelled: sync_status(
+            self._syncer(credentials, None, cancelled), remote, fetch=fetch
+        )
 
     def _syncer(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from scp_git.sync.engine import CHAT, EVERYTHING, LEDGER, Syncer
-from scp_git.sync.report import Counts, RefResult, RefState, Skipped, SyncReport, WaitingTag
+from scp_git.sync.report import Counts, RefResult, RefState, Skipped, SyncReport, SyncStatus, WaitingTag
+from scp_git.sync.status import sync_status
 
 __all__ = [
     "CHAT",
@@ -14,6 +15,8 @@ __all__ = [
     "RefState",
     "Skipped",
     "SyncReport",
+    "SyncStatus",
     "Syncer",
     "WaitingTag",
+    "sync_status",
 ]

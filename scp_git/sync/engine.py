@@ -120,7 +120,7 @@ class Syncer:
 
     def pull(self, name: str) -> SyncReport:
         """What the remote has is here, merged with ours."""
-        peer = self._peer(name, push=False)
+        peer = self.peer(name, push=False)
         if peer is None:
             return _no_remote(name, BRANCHES)
         progress = _Progress(name)
@@ -131,7 +131,7 @@ class Syncer:
         self, name: str, *, refs: tuple[str, ...] = EVERYTHING, publish_commits: bool = False
     ) -> SyncReport:
         """What the remote has is here, and what is here is there."""
-        peer = self._peer(name, push=True)
+        peer = self.peer(name, push=True)
         if peer is None:
             return _no_remote(name, refs)
         progress = _Progress(name)
@@ -156,7 +156,8 @@ class Syncer:
         """Those who lose often wait less, so that nobody starves."""
         time.sleep(random.uniform(0, _PAUSE_S[max(len(_PAUSE_S) - tries, 0)]))
 
-    def _peer(self, name: str, *, push: bool) -> NetworkPeer | PathPeer | None:
+    def peer(self, name: str, *, push: bool) -> NetworkPeer | PathPeer | None:
+        """The other side, or ``None`` without that remote."""
         target = resolve_remote(self.repository, name)
         if target is None:
             return None

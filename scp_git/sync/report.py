@@ -103,3 +103,27 @@ class SyncReport(_Value):
         """What became of a ref: of the push if it was pushed, else of the pull."""
         results = {result.ref: result.state for result in (*self.pulled, *self.pushed)}
         return results.get(ref)
+
+
+class SyncStatus(_Value):
+    """How far we and a remote are apart, and what waits."""
+
+    remote: str
+    url: str
+    """Without user and password."""
+    asked: bool
+    """Whether the remote was asked just now; else all this is as of when it was last seen."""
+    known: bool
+    """Whether anything of ours was ever seen there."""
+    in_step: bool
+    """Whether both have the same trees, by which records, edits and deletions are meant."""
+    ahead: Counts
+    """What is only here, and the next push sends."""
+    behind: Counts
+    """What is only there, and the next pull brings."""
+    waiting: tuple[WaitingTag, ...] = ()
+    """Tags that the remote may not have yet, as it has not got the commit that they pin."""
+    deferred: tuple[str, ...] = ()
+    """Runs that were recorded before there was a commit: they get their tag after the first one."""
+    untagged: tuple[WaitingTag, ...] = ()
+    """Runs of others whose commit is not here yet: they get their tag here when it is fetched."""
