@@ -92,6 +92,7 @@ async def test_no_canary_is_left_anywhere(
     ]
     for place in ({}, {"run_id": run}, {"thread_id": early}, {"thread_id": early, "run_id": run}):
         assert all(TEXT in message.text for message in await scp_git.list_messages(repo, **place))
+    assert [hit for hit in store.search(TEXT) if hit.id in {message.id for message in sent}] == []
     store.resolve_mentions(f"@user:{TEXT} @file:{TEXT} @branch:{TEXT}")
     store.set_message_flags(sent[0].id, publish=True)
     store.publish_chat(tmp_path / "site")

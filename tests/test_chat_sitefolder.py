@@ -38,6 +38,15 @@ def test_the_folder_is_made_and_filled(tmp_path: Path) -> None:
         assert marked(out) == sorted(FILES)
 
 
+def test_a_file_that_did_not_change_is_left_as_it_is(tmp_path: Path) -> None:
+    replace_site(tmp_path, FILES)
+    before = {name: (tmp_path / name).stat() for name in FILES}
+    replace_site(tmp_path, {**FILES, "feed.json": b"[]", "runs/b.html": b"<p>c"})
+    changed = {name for name, status in before.items() if (tmp_path / name).stat() != status}
+    assert changed == {"feed.json", "runs/b.html"}
+    assert (tmp_path / "runs/b.html").read_bytes() == b"<p>c"
+
+
 def test_what_is_no_longer_published_goes_and_what_is_not_ours_stays(tmp_path: Path) -> None:
     replace_site(tmp_path / "site", FILES)
     mine = {"CNAME": b"example.org", ".git/HEAD": b"ref", "threads/own.txt": b"x", "picture.png": b"y"}

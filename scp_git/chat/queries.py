@@ -24,6 +24,7 @@ from scp_git.models import ChatMessage, Thread
 log = logging.getLogger(__name__)
 
 Place = RunChat | Conversation
+_ALL = 2**62
 
 
 class ChatReader:
@@ -53,6 +54,12 @@ class ChatReader:
                 page = _Page(2 * page.n, limit)
                 page.take(places)
         return page.messages[:n]
+
+    def everything(self, state: Snapshot, run_id: str | None, thread_id: str | None) -> list[ChatMessage]:
+        """All messages of a run or of a thread in one state, newest first."""
+        page = _Page(_ALL, None)
+        page.take(list(self._places(state, run_id, thread_id)))
+        return page.messages
 
     def _places(self, state: Snapshot, run_id: str | None, thread_id: str | None) -> Iterator[Place]:
         if run_id is not None and find_run(state, run_id):

@@ -10,7 +10,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from scp_git.codec import MAX_RECORD_BYTES, JsonObject, load_object
-from scp_git.git.anchors import find_run, read_record
+from scp_git.git.anchors import State, find_run, read_record
 from scp_git.git.handle import Repository
 from scp_git.git.objects import BLOB, ObjectStore
 from scp_git.git.snapshot import Snapshot, snapshot
@@ -79,6 +79,17 @@ def load_run(record: JsonObject) -> Run | None:
     return run if is_valid_id(run.run_id) else None
 
 
+def stored_run(state: State, run_id: str) -> Run | None:
+    """The run in a state, or ``None`` if there is none or it is damaged."""
+    found = find_run(state, run_id)
+    record = read_record(found[0], f"{found[1]}/{RUN_FILE}") if found else None
+    run = load_run(record) if record else None
+    if run is not None and run.run_id != run_id:
+        log.warning("the record of run %r bears another id; it is left out", run_id)
+        return None
+    return run
+
+
 class RunReader:
     """Reads the runs of one repository. Thread-safe.
 
@@ -92,14 +103,7 @@ class RunReader:
 
     def get(self, run_id: str) -> Run | None:
         with self.repository.odb() as odb:
-            state = snapshot(self.repository, odb)
-            found = find_run(state, run_id)
-            record = read_record(found[0], f"{found[1]}/{RUN_FILE}") if found else None
-        run = load_run(record) if record else None
-        if run is not None and run.run_id != run_id:
-            log.warning("the record of run %r bears another id; it is left out", run_id)
-            return None
-        return run
+            return stored_run(snapshot(self.repository, odb), run_id)
 
     def events(self, run_id: str) -> list[JsonObject]:
         with self.repository.odb() as odb:

@@ -6,18 +6,16 @@ import os
 from typing import TYPE_CHECKING
 
 from scp_git.git.snapshot import snapshot
-from scp_git.models import ChatMessage
+from scp_git.ledger.queries import stored_run
+from scp_git.models import ChatMessage, Run
 from scp_git.store.chat import ChatVerbs
-from scp_git.store.ledger import LedgerVerbs
 
 if TYPE_CHECKING:
     from scp_git.chat.publish import Place, PublishReport
 
-_ALL = 2**62
 
-
-class PublishVerbs(ChatVerbs, LedgerVerbs):
-    """Publishing what may be published; otherwise as ``ChatVerbs`` and ``LedgerVerbs``."""
+class PublishVerbs(ChatVerbs):
+    """Publishing what may be published; otherwise as ``ChatVerbs``."""
 
     def publish_chat(
         self, out: str | os.PathLike[str], *, title: str = "", base_url: str = ""
@@ -34,15 +32,18 @@ class PublishVerbs(ChatVerbs, LedgerVerbs):
         from scp_git.chat.sitefolder import replace_site
 
         base_url = checked_base_url(base_url)
-        with self._repository.odb() as odb:
-            run_ids = runs_spoken_of(snapshot(self._repository, odb))
         threads = {thread.thread_id: thread for thread in self.list_threads()}
-        runs = {run_id: run for run_id in sorted(run_ids) if (run := self.get_run(run_id))}
+        runs: dict[str, Run] = {}
         said: dict[Place, list[ChatMessage]] = {}
-        for thread_id in threads:
-            said["thread", thread_id] = self._chat.newest(None, thread_id, n=_ALL, before=None)
-        for run_id in runs:
-            said["run", run_id] = self._chat.newest(run_id, None, n=_ALL, before=None)
+        with self._repository.odb() as odb:
+            state = snapshot(self._repository, odb)
+            for thread_id in threads:
+                said["thread", thread_id] = self._chat.everything(state, None, thread_id)
+            for run_id in sorted(runs_spoken_of(state)):
+                run = stored_run(state, run_id)
+                if run is not None:
+                    runs[run_id] = run
+                    said["run", run_id] = self._chat.everything(state, run_id, None)
         site = Site.build(said, threads, runs, title=title, base_url=base_url)
         replace_site(out, site.files())
         return site.report()
