@@ -53,6 +53,8 @@ class Recorder:
         """Held while recordings come and go; never by the sink."""
         self._encoding = threading.Lock()
         """Held while events are encoded; whoever holds it calls nothing that may publish or log."""
+        self._turn = threading.Lock()
+        """Held by the thread that encodes for all."""
         self._pending: deque[Event] = deque()
         self._came = self._went = 0
         """Characters in the events that came and that were encoded, about; each has one writer at a time."""
@@ -111,6 +113,14 @@ class Recorder:
                 return
             time.sleep(_YIELD_S)  # the publisher's loop gets its turn
 
+    def _encode_in_turn(self) -> None:
+        """Encode what waits, unless another thread is at it: two would only keep the loop waiting."""
+        if self._turn.acquire(blocking=False):
+            try:
+                self._encode_waiting()
+            finally:
+                self._turn.release()
+
     # ------------------------------------------------------------ the threads
 
     def _run(self, recording: Recording) -> None:
@@ -122,7 +132,7 @@ class Recorder:
                 recording.wake.get()
             time.sleep(GATHER_S)
             try:
-                self._encode_waiting()
+                self._encode_in_turn()
                 if recording.write_out():
                     continue
             except Exception:  # a dead thread would be worse than any of them
