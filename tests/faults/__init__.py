@@ -75,6 +75,11 @@ class Stored:
     tags: dict[str, bytes] = field(default_factory=dict)
     """run id -> tag object"""
     deleted: set[str] = field(default_factory=set)
+    """Ids of runs and traces."""
+    traces: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """trace id -> file name -> content"""
+    general: dict[str, bytes] = field(default_factory=dict)
+    """file name -> content, of the thread ``general``"""
 
 
 def read_stored(root: Path) -> Stored:
@@ -87,8 +92,15 @@ def read_stored(root: Path) -> Stored:
             oid, path = line.split()[2], line.split("\t")[1]
             run_id, name = path.removeprefix("ledger/runs/").split("/", 1)
             wanted.append((oid, stored.runs.setdefault(run_id, {}), name))
+        for line in git(root, "ls-tree", "-r", LEDGER, "ledger/traces/").decode().splitlines():
+            oid, path = line.split()[2], line.split("\t")[1]
+            trace_id, name = path.removeprefix("ledger/traces/").split("/", 1)
+            wanted.append((oid, stored.traces.setdefault(trace_id, {}), name))
+        lines = git(root, "ls-tree", "-r", LEDGER, "chat/threads/general/").decode().splitlines()
+        wanted += [(line.split()[2], stored.general, line.rsplit("/", 1)[1]) for line in lines]
     if ARCHIVE in refs:
-        paths = git(root, "ls-tree", "-r", "--name-only", ARCHIVE, "deleted/run/").decode().splitlines()
+        folders = ("deleted/run/", "deleted/trace/")
+        paths = git(root, "ls-tree", "-r", "--name-only", ARCHIVE, *folders).decode().splitlines()
         stored.deleted = {path.rsplit("/", 1)[1] for path in paths}
     for ref, oid in refs.items():
         if ref.startswith(RUN_TAGS):
@@ -142,12 +154,16 @@ def problems(
         return [*found, f"stock git cannot read it: {exc}"]
     for run_id in stored.runs:
         found += run_problems(run_id, stored, anchored=anchored)
+    for trace_id in stored.traces:
+        found += trace_problems(trace_id, stored)
+    there = stored.runs.keys() | stored.traces.keys()
     found += [f"{run_id}: tag without run" for run_id in stored.tags.keys() - stored.runs.keys()]
-    found += [f"{run_id}: acknowledged but lost" for run_id in set(acked) - stored.runs.keys()]
-    found += [f"{run_id}: deleted but there" for run_id in set(deleted) & stored.runs.keys()]
-    found += [f"{run_id}: no record of the deletion" for run_id in set(deleted) - stored.deleted]
-    found += [f"{run_id}: nobody recorded it" for run_id in stored.runs.keys() - {*acked, *maybe}]
-    found += [f"{run_id}: there and deleted" for run_id in stored.runs.keys() & stored.deleted]
+    found += [f"{id}: acknowledged but lost" for id in set(acked) - there]
+    found += [f"{id}: deleted but there" for id in set(deleted) & there]
+    found += [f"{id}: no record of the deletion" for id in set(deleted) - stored.deleted]
+    found += [f"{id}: nobody recorded it" for id in there - {*acked, *maybe}]
+    found += [f"{id}: there and deleted" for id in there & stored.deleted]
+    found += [f"{id}: posted, and not there" for id in posted(stored) - {*stored.traces, *stored.deleted}]
     if listed is not None:
         expected = {run_id: [f"summary of {run_id}", EVENTS_PER_RUN] for run_id in stored.runs}
         if listed != expected:
@@ -179,6 +195,27 @@ def run_problems(run_id: str, stored: Stored, *, anchored: bool) -> list[str]:
         if stored.tags[run_id] != f"{header}\n{message}\n".encode():
             found.append(f"{run_id}: the tag is not the one of its anchor: {stored.tags[run_id]!r}")
     return found
+
+
+def trace_problems(trace_id: str, stored: Stored) -> list[str]:
+    """A trace is whole, and there together with the message about it."""
+    files = stored.traces[trace_id]
+    if set(files) != {"trace.json", "events.jsonl", "events-0002.jsonl"}:
+        return [f"{trace_id}: half a trace: {sorted(files)}"]
+    record = json.loads(files["trace.json"])
+    lines = (files["events.jsonl"] + files["events-0002.jsonl"]).split(b"\n")[:-1]
+    numbers = [json.loads(line)["seq"] for line in lines]
+    if (record["trace_id"], record["event_count"], numbers) != (trace_id, 3, [1, 2, 3]):
+        return [f"{trace_id}: other content: {record}, events {numbers}"]
+    recovered = record["ended_at"] is None
+    return [] if recovered or trace_id in posted(stored) else [f"{trace_id}: saved without its message"]
+
+
+def posted(stored: Stored) -> set[str]:
+    """The traces that messages speak of."""
+    data = b"".join(data for name, data in stored.general.items() if name.startswith("messages"))
+    texts = [json.loads(line)["text"] for line in data.split(b"\n") if line]
+    return {text.partition("@trace:")[2].split("\n")[0] for text in texts if "@trace:" in text}
 
 
 def leftovers(root: Path) -> list[str]:

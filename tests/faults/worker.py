@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 import scp_git
-from scp_git import Run, ScpGitError, Settings, Store, open_store
+from scp_git import Run, ScpGitError, SessionTrace, Settings, Store, TraceEvent, open_store
 
 EVENTS_PER_RUN = 3
 MAIN = "main"
@@ -108,6 +108,34 @@ def show(store: Store, n: int) -> None:
     say("LIST " + json.dumps({r.run_id: [r.summary, len(store.get_run_events(r.run_id))] for r in runs}))
 
 
+def save_trace(store: Store, trace_id: str) -> None:
+    """A trace of two parts, and the message about it."""
+    events = [TraceEvent(seq=n, type="step", detail={"text": "x" * 1_500_000}) for n in range(1, 4)]
+    made = SessionTrace(trace_id=trace_id, started_at="2026-01-01", ended_at="2026-01-02", events=events)
+    store.save_trace(made, post=True)
+    say(f"ACK {trace_id}")
+
+
+def delete_trace(store: Store, trace_id: str) -> None:
+    store.delete_trace(trace_id)
+    say(f"DEL {trace_id}")
+
+
+def leave_spool(store: Store, trace_id: str) -> None:
+    """What a process leaves that is killed while it records."""
+    folder = store.root / ".git/scp/recordings"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [{"spool": 1}] + [
+        {"seq": n, "ts": "", "type": "step", "detail": {"text": "x" * 1_500_000}} for n in range(1, 4)
+    ]
+    (folder / f"{trace_id}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def recover(store: Store, _: object) -> None:
+    for trace in store.recover_recordings():
+        say(f"ACK {trace.trace_id}")
+
+
 def stream(store: Store, arg: tuple[str, float]) -> None:
     prefix, seconds = arg
     until = time.monotonic() + seconds
@@ -155,6 +183,10 @@ STEPS = {
     "public": public,
     "record": record,
     "delete": delete,
+    "save trace": save_trace,
+    "delete trace": delete_trace,
+    "leave spool": leave_spool,
+    "recover": recover,
     "ensure": ensure,
     "list": show,
     "stream": stream,
