@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -75,19 +74,14 @@ def test_50_000_events_a_second_for_a_minute_into_three_recorders(repo: Path) ->
 # ---- heartbeat gap of the publishing loop under 20 ms
 
 
-def worst_gap(repo: Path, recorders: int) -> float:
-    return float(load(repo, 1, recorders, "asyncio")["worst_ms"])
-
-
 def test_the_publishing_loop_is_never_away_for_long(repo: Path) -> None:
-    beyond = []
+    worst = []
     for _ in range(TRIES):
-        # What the machine takes from a loop that is not recorded is not the recorders'.
-        alone, recorded = worst_gap(repo, 0), worst_gap(repo, RECORDERS)
-        beyond.append(recorded - alone)
-        if beyond[-1] < GAP_MS:
+        # Without the time for which the machine had no processor for us.
+        worst.append(load(repo, 2, RECORDERS, "asyncio")["own_worst_ms"])
+        if worst[-1] < GAP_MS:
             return
-    assert statistics.median(beyond) < GAP_MS, beyond
+    pytest.fail(f"away for {worst} ms")
 
 
 # ---- SIGKILL during that: after recover_recordings everything up to at most the last 100 ms is there
