@@ -757,3 +757,57 @@ def test_waiting_costs_next_to_nothing(repo: Path) -> None:
         return time.process_time() - began
 
     assert anyio.run(main) < 0.2
+
+
+# ---------------------------------------------------------------- between machines
+
+
+def test_what_a_pull_brings_is_told_once_and_local_work_is_not_told_again(
+    make_repo: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Both sides worked; the branches here are put on top of the remote's, so this comes by time and id."""
+    server = make_repo(tmp_path / "server.git", commits=0, bare=True)
+    stores = []
+    for name in ("a", "b"):
+        top = make_repo(tmp_path / name)
+        pygit2.Repository(top).remotes.create("origin", str(server))
+        stores.append(Store.open(top, Settings(durability="os")))
+    a, b = stores
+    b.record_run(Run(run_id="mine", type="x"))
+    mine = b.send_message("mine", run_id="mine")
+    token = b.change_token()
+    for run_id, clock in {"z": "20:00", "y": "22:00", "x": "21:00"}.items():
+        a.record_run(Run(run_id=run_id, type="x", started_at=f"2026-02-17T{clock}:00Z"))
+    said = a.send_message("theirs", run_id="y")
+    a.delete_run("x")
+    a.push()
+    late = b.record_run(Run(run_id="late", type="x", started_at="2026-02-17T23:00:00Z"))
+    b.pull()
+    assert told(since(b.root, token)) == [
+        ("run", "added", "z"),
+        ("run", "added", "y"),
+        ("run", "added", late),
+        ("message", "added", said.id),
+        ("run", "deleted", "x"),
+    ]
+    token = b.change_token()
+    b.push()
+    b.pull()
+    assert since(b.root, token) == []
+    token = a.change_token()
+    a.pull()
+    assert [change.id for change in since(a.root, token)] == [late, "mine", mine.id]
+
+
+async def test_a_pull_is_told_live(make_repo: Callable[..., Path], tmp_path: Path) -> None:
+    server = make_repo(tmp_path / "server.git", commits=0, bare=True)
+    roots = [make_repo(tmp_path / name) for name in ("a", "b")]
+    for top in roots:
+        pygit2.Repository(top).remotes.create("origin", str(server))
+    async with scp_git.open_store(roots[0]) as a, scp_git.open_store(roots[1]) as b:
+        await a.record_run(Run(run_id="r1", type="x"))
+        await a.push()
+        changes = b.changes(since=await b.change_token())
+        async with anyio.create_task_group() as group:
+            group.start_soon(b.pull)
+            assert told(await take(changes, 1)) == [("run", "added", "r1")]
