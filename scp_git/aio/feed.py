@@ -8,7 +8,7 @@ from typing import Self
 import anyio
 
 from scp_git.aio.core import AsyncCore, offload
-from scp_git.broadcast import bus
+from scp_git.broadcast import Subscription, bus
 from scp_git.feed import LOOK_EVERY_S, Change, Feed
 
 
@@ -47,13 +47,22 @@ class Changes:
     async def __anext__(self) -> Change:
         if self._feed is None:
             self._feed = await self._open()
-        while not self._feed.ahead:
+        if not self._feed.ahead:
             # Listening before looking: what is written in between is heard of.
             async with bus.subscribe("ledger:**", "chat:**", "trace:**") as news:
-                more = await offload(self._feed.fill)
-                if not more and not self._feed.ahead:
-                    if not self._follow:
-                        raise StopAsyncIteration
-                    with anyio.move_on_after(LOOK_EVERY_S):
-                        await anext(news)
+                await self._wait(self._feed, news)
         return self._feed.ahead.popleft()
+
+    async def _wait(self, feed: Feed, news: Subscription) -> None:
+        """Return when changes are there; ``StopAsyncIteration`` where none are waited for."""
+        heard = True
+        while True:
+            more = await offload(feed.fill) if heard or not feed.is_quiet() else False
+            if feed.ahead:
+                return
+            if not more:
+                if not self._follow:
+                    raise StopAsyncIteration
+                with anyio.move_on_after(LOOK_EVERY_S) as timer:
+                    await anext(news)
+                heard = not timer.cancelled_caught

@@ -7,7 +7,9 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
+from weakref import WeakValueDictionary
 
 from scp_git.feed.history import tree_of, way
 from scp_git.feed.records import Change, Teller, rows_between
@@ -53,6 +55,16 @@ class _Objects:
             return odb.header(oid)
 
 
+class _Glance:
+    """The tips that a reader of a repository saw last, and when; shared, so that not all need to look."""
+
+    def __init__(self) -> None:
+        self.seen = NOTHING, -LOOK_EVERY_S
+
+
+_glances: WeakValueDictionary[Path, _Glance] = WeakValueDictionary()
+
+
 class Feed:
     """One reader's way through what was committed. ``fill`` blocks; it may be called from any thread.
 
@@ -66,8 +78,16 @@ class Feed:
         self._store = ObjectStore(_Objects(repository))
         self._teller = Teller(self._store)
         self._position = Position.parse(since) if since is not None else None
+        self._glance = _glances.setdefault(repository.common_dir, _Glance())
         self._lock = threading.Lock()
         self._coming: Iterator[Change | None] | None = None
+
+    def is_quiet(self) -> bool:
+        """Whether some reader of this process looked just now and there was nothing new; touches no disk."""
+        position, (tips, when) = self._position, self._glance.seen
+        return (
+            self._coming is None and position == Position(tips) and time.monotonic() - when < LOOK_EVERY_S / 2
+        )
 
     def fill(self) -> bool:
         """Put the next changes into ``ahead``, some hundred at most; False when the present is reached."""
@@ -93,6 +113,7 @@ class Feed:
         if self._position is None:
             self._position = Position(_settled_tips(self._repository, NOTHING))
         present = _settled_tips(self._repository, self._position.told)
+        self._glance.seen = present, time.monotonic()
         if present == self._position.told and self._position.towards is None:
             return
         self._check_format(present)
