@@ -26,7 +26,8 @@ from scp_git.index import database
 from scp_git.index.runs import RunIndex
 from scp_git.layout import archived_run_dir
 from scp_git.ledger.archive import ArchiveRuns
-from scp_git.ledger.queries import RunFilter, RunReader
+from scp_git.ledger.filters import RunFilter
+from scp_git.ledger.queries import RunReader
 from scp_git.ticket import Ticket
 from tests.sight import put_files
 

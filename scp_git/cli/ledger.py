@@ -8,7 +8,7 @@ from typing import IO, Any
 import click
 
 from scp_git.cli import report
-from scp_git.cli.place import opened
+from scp_git.cli.place import here, opened
 from scp_git.cli.terminal import complain, confirmed, emit
 
 _STATUSES = click.Choice(["ok", "failed", "partial"])
@@ -57,9 +57,24 @@ def list_runs(path: str | None, /, count: int, type_: str | None, as_json: bool,
     On a terminal a table; else one line per run with TAB between id, start, status, type, subtype, user,
     environment, milliseconds and summary.
     """
+    from scp_git.ids import check_id
+    from scp_git.index.listing import list_at_once
+    from scp_git.ledger.filters import RunFilter
+
+    before = filters.pop("before")
+    if before is not None:
+        check_id("run", before)
+    if not as_json:  # all that a table shows is in the index, which needs neither libgit2 nor pydantic
+        listed = list_at_once(here(path), n=count, before=before, only=RunFilter(type=type_, **filters))
+        if listed is not None:
+            report.print_runs(listed)
+            return
     with opened(path) as store:
-        runs = store.list_runs(n=count, type=type_, **filters)
-    report.print_runs(runs, as_json=as_json)
+        runs = store.list_runs(n=count, type=type_, before=before, **filters)
+    if as_json:
+        report.print_json([run.model_dump() for run in runs])
+    else:
+        report.print_runs(runs)
 
 
 @ledger.command()

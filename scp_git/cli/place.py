@@ -27,8 +27,13 @@ def open_store(root: str, *, quiet: bool = False) -> Store:
 @contextmanager
 def opened(path: str | None) -> Iterator[Store]:
     """The store of the repository that ``-C`` gives, or the current folder; on leaving it is flushed."""
-    with open_store(find_root(path, os.getcwd())) as store:
+    with open_store(here(path)) as store:
         yield store
+
+
+def here(path: str | None) -> str:
+    """The top of the repository that ``-C`` gives, or that holds the current folder."""
+    return find_root(path, os.getcwd())
 
 
 class _Lines(logging.Handler):

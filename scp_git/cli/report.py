@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scp_git.cli.terminal import emit, neutralise, on_terminal, print_rows
 
 if TYPE_CHECKING:
+    from scp_git.index.listing import ListedRun
     from scp_git.models import Run
 
 _LIST_HEADER = ("id", "started (UTC)", "status", "type", "subtype", "user", "environment", "took", "summary")
@@ -22,21 +23,19 @@ def print_json(value: object) -> None:
     emit(json.dumps(value, ensure_ascii=True, indent=2) + "\n")
 
 
-def print_runs(runs: Sequence[Run], *, as_json: bool) -> None:
-    if as_json:
-        print_json([run.model_dump() for run in runs])
-    elif on_terminal():
+def print_runs(runs: Sequence[Run | ListedRun]) -> None:
+    if on_terminal():
         print_rows(_LIST_HEADER, [_person_row(run) for run in runs], optional=_LIST_OPTIONAL)
     else:
         print_rows(_LIST_HEADER, [_full_row(run) for run in runs])
 
 
-def _full_row(run: Run) -> list[str]:
+def _full_row(run: Run | ListedRun) -> list[str]:
     labels = [run.run_id, run.started_at, run.status, run.type, run.subtype, run.user, run.environment]
     return [*labels, str(run.duration_ms), run.summary]
 
 
-def _person_row(run: Run) -> list[str]:
+def _person_row(run: Run | ListedRun) -> list[str]:
     row = _full_row(run)
     row[1] = short_time(run.started_at)
     row[7] = took(run.duration_ms)

@@ -167,12 +167,12 @@ class Database:
         update: Callable[[sqlite3.Connection, Tips, Tips], None],
         query: Callable[[sqlite3.Connection], Answer],
     ) -> Answer:
-        with _transaction(db, "BEGIN"):
-            if _key(db) == read_tips():
+        with transaction(db, "BEGIN"):
+            if key_of(db) == read_tips():
                 return query(db)
         # One brings it up to date while the others wait for just that: threads here, processes in SQLite.
-        with self._update_lock(), _transaction(db, "BEGIN IMMEDIATE"):
-            old, new = _key(db), read_tips()
+        with self._update_lock(), transaction(db, "BEGIN IMMEDIATE"):
+            old, new = key_of(db), read_tips()
             if old != new:
                 update(db, old, new)
                 db.execute("UPDATE key SET tips = ?", (" ".join(new),))
@@ -227,7 +227,7 @@ class Database:
             db = sqlite3.connect(unfinished, isolation_level=None)
             try:
                 db.execute("PRAGMA synchronous = OFF")
-                with _transaction(db, "BEGIN"):
+                with transaction(db, "BEGIN"):
                     for statement in (_KEY_TABLE, "INSERT INTO key VALUES ('')", *self.schema.statements):
                         db.execute(statement)
                 db.execute("PRAGMA journal_mode = WAL")
@@ -284,7 +284,8 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection, begin: str) -> Iterator[None]:
+def transaction(db: sqlite3.Connection, begin: str) -> Iterator[None]:
+    """Committed at the end, undone by an error."""
     db.execute(begin)
     try:
         yield
@@ -297,7 +298,8 @@ def _transaction(db: sqlite3.Connection, begin: str) -> Iterator[None]:
     db.execute("COMMIT")
 
 
-def _key(db: sqlite3.Connection) -> Tips:
+def key_of(db: sqlite3.Connection) -> Tips:
+    """The tips that a database was made from."""
     row = db.execute("SELECT tips FROM key").fetchone()
     if row is None or not isinstance(row[0], str):
         raise Damaged("it does not say what it was made from")

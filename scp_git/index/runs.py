@@ -20,17 +20,17 @@ from scp_git.git.handle import Repository
 from scp_git.git.objects import BLOB, ObjectStore
 from scp_git.git.snapshot import snapshot_at, tree_of
 from scp_git.index.database import Answer, Damaged, Database, Tips, Unusable
-from scp_git.index.listing import RUNS_SCHEMA
-from scp_git.layout import ARCHIVE_REF, LEDGER_REF, RUN_FILE, record_of
-from scp_git.ledger.queries import RunFilter, RunReader, load_run
+from scp_git.index.listing import FIELDS, RUN_REFS, RUNS_SCHEMA, read_tips, select
+from scp_git.layout import ARCHIVE_REF, RUN_FILE, record_of
+from scp_git.ledger.filters import RunFilter
+from scp_git.ledger.queries import RunReader, load_run
 from scp_git.models import Run
 
 log = logging.getLogger(__name__)
 
-_FIELDS = ("started_at", "type", "status", "user", "environment", "subtype", "duration_ms", "summary")
 _INSERT = (
-    f"INSERT OR REPLACE INTO runs (run_id, hot, archived, {', '.join(_FIELDS)})"
-    f" VALUES (?, ?, ?{', ?' * len(_FIELDS)})"
+    f"INSERT OR REPLACE INTO runs (run_id, hot, archived, {', '.join(FIELDS)})"
+    f" VALUES (?, ?, ?{', ?' * len(FIELDS)})"
 )
 _DAMAGED = "SELECT run_id, coalesce(hot, archived) FROM runs WHERE started_at IS NULL LIMIT 100"
 _MAX_N = 2**62
@@ -99,8 +99,7 @@ class RunIndex:
             raise Unusable(str(exc)) from exc
 
     def _tips(self) -> Tips:
-        # The archive last: a run that is being archived is then seen in one place at least.
-        return tuple(self._repository.refs.read(ref) or "" for ref in (LEDGER_REF, ARCHIVE_REF))
+        return read_tips(self._repository.refs)
 
     def _newest(self, db: sqlite3.Connection, n: int, before: str | None, only: RunFilter) -> list[Run]:
         with self._repository.odb() as odb:
@@ -109,7 +108,8 @@ class RunIndex:
                 if damaged not in self._reported:
                     self._reported.add(damaged)
                     _warn(store, *damaged)
-            return [_checked(store, run_id, blob, only) for run_id, blob in _select(db, n, before, only)]
+            rows = select(db, "run_id, coalesce(hot, archived)", n=n, before=before, only=only)
+            return [_checked(store, run_id, blob, only) for run_id, blob in rows]
 
     def _scanned_counts(self) -> RunCounts:
         hot, archived = self._scan.started()
@@ -130,7 +130,7 @@ class RunIndex:
                 db.execute("DELETE FROM runs")
                 before = [None, None]
             place = _Place(db, store)
-            for ref, earlier, tip in zip((LEDGER_REF, ARCHIVE_REF), before, new, strict=True):
+            for ref, earlier, tip in zip(RUN_REFS, before, new, strict=True):
                 for run_id, blob in _changed_runs(store, ref, earlier, tree_of(store, tip)):
                     place.put(run_id, blob, archived=ref == ARCHIVE_REF)
 
@@ -160,10 +160,10 @@ class _Place:
         if not any(copies):
             self._db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
             return
-        fields: tuple[object, ...] = (None,) * len(_FIELDS)
+        fields: tuple[object, ...] = (None,) * len(FIELDS)
         try:
             run = _read(self._store, run_id, (copies[0] or copies[1]).hex())
-            fields = tuple(getattr(run, name) for name in _FIELDS)
+            fields = tuple(getattr(run, name) for name in FIELDS)
         except (ValueError, StorageFailed) as exc:  # readers warn of it
             log.debug("run %r is damaged: %s", run_id, exc)
         self._db.execute(_INSERT, (run_id, *copies, *fields))
@@ -196,33 +196,6 @@ def _checked(store: ObjectStore, run_id: str, blob: bytes, only: RunFilter) -> R
 
 
 # ---------------------------------------------------------------- SQL
-
-
-def _select(db: sqlite3.Connection, n: int, before: str | None, only: RunFilter) -> list[tuple[str, bytes]]:
-    wanted = ["started_at IS NOT NULL"]
-    values: list[object] = []
-    if before is not None:
-        limit = db.execute(
-            "SELECT started_at, run_id FROM runs WHERE run_id = ? AND started_at IS NOT NULL", (before,)
-        ).fetchone()
-        if limit is None:
-            return []
-        wanted.append("(started_at, run_id) < (?, ?)")
-        values += limit
-    for name in ("type", "status", "user", "environment"):
-        value = getattr(only, name)
-        if value is not None:
-            wanted.append(f"{name} = ?")
-            values.append(value)
-    for value, comparison in ((only.since, ">="), (only.until, "<")):
-        if value is not None:
-            wanted.append(f"started_at {comparison} ?")
-            values.append(value)
-    return db.execute(
-        f"SELECT run_id, coalesce(hot, archived) FROM runs WHERE {' AND '.join(wanted)}"
-        " ORDER BY started_at DESC, run_id DESC LIMIT ?",
-        (*values, n),
-    ).fetchall()
 
 
 def _ids_before(started_at: str, archived: bool, db: sqlite3.Connection) -> list[str]:

@@ -14,8 +14,9 @@ from scp_git.git.handle import Repository
 from scp_git.git.transaction import Operation
 from scp_git.ids import check_id, clock, format_time
 from scp_git.index.runs import RunIndex
+from scp_git.ledger.filters import RunFilter
 from scp_git.ledger.operations import DeleteRuns, EnsureLedger, RecordRun
-from scp_git.ledger.queries import RunFilter, RunReader
+from scp_git.ledger.queries import RunReader
 from scp_git.ledger.tracking import TrackedRun
 from scp_git.models import Run, RunEvent
 from scp_git.settings import Settings
