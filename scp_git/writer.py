@@ -35,6 +35,8 @@ _PACKS_MORE = 4
 _PACKS_MANY = 12
 _YIELD_S = 0.1
 """How long a batch at most gives way to a merge that does not keep up."""
+_CALM_S = 0.2
+"""So long nothing was written when what follows the writes at leisure is brought up to date."""
 _TAGS_EVERY = 64
 """Transactions between two looks at whether loose tags should be packed."""
 
@@ -45,6 +47,8 @@ class Writer:
     def __init__(self, committer: Committer, settings: Settings) -> None:
         self.committer = committer
         self.settings = settings
+        self.on_calm: Callable[[], None] | None = None
+        """Called in a thread of its own when there is nothing to write any more."""
         self._reset()
         _writers.add(self)
 
@@ -60,6 +64,8 @@ class Writer:
         self._packs_left: int | None = 0
         """How many packs the last merge left; None until they were counted."""
         self._merging: threading.Thread | None = None
+        self._calming: threading.Thread | None = None
+        self._calmed = 0
 
     # ------------------------------------------------------------ callers
 
@@ -123,12 +129,28 @@ class Writer:
             self._changed.notify_all()
 
     def _wait_for_work(self) -> bool:
+        calm_s = min(_CALM_S, self.settings.idle_s)
         with self._changed:
-            if self._changed.wait_for(lambda: bool(self._queue), self.settings.idle_s):
+            if self._changed.wait_for(lambda: bool(self._queue), calm_s):
+                return True
+        self._follow()
+        with self._changed:
+            if self._changed.wait_for(lambda: bool(self._queue), self.settings.idle_s - calm_s):
                 return True
             self.committer.rest()
             self._thread = None
             return False
+
+    def _follow(self) -> None:
+        """Bring up to date what follows the writes, beside the writers."""
+        running = self._calming is not None and self._calming.is_alive()
+        if self.on_calm is not None and self._calmed != self._transactions and not running:
+            self._calmed = self._transactions
+            self._calming = threading.Thread(target=self.on_calm, name="scp-git-index", daemon=True)
+            try:
+                self._calming.start()
+            except RuntimeError as exc:  # the interpreter is ending, or there are too many threads
+                log.debug("nothing follows the writes: %s", exc)
 
     def _work_once(self) -> None:
         """Write one batch; whatever happens, every ticket taken gets an answer."""

@@ -14,6 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pygit2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -315,6 +316,24 @@ def test_a_call_that_reads_no_repository_imports_little(args: list[str]) -> None
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_list_that_the_index_answers_imports_little(tmp_path: Path) -> None:
+    """What takes longest at the start, the imports, is not needed where the index is up to date."""
+    root = tmp_path / "repo"
+    pygit2.init_repository(root)
+    store = Store.open(root)
+    run_id = store.record_run(Run(type="x", user="ada"))
+    store.list_runs()
+    code = (
+        "import sys\nfrom scp_git.cli import main\n"
+        f"code = main(['-C', {str(root)!r}, 'ledger', 'list', '--user', 'ada', '--since', '2020-01-01'])\n"
+        "heavy = {'pygit2', 'pydantic', 'anyio', 'rich', 'asyncio', 'cryptography'} & set(sys.modules)\n"
+        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{run_id}\t")
 
 
 def test_a_command_starts_before_the_library_is_imported(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from scp_git import Run, Settings, Store
 from scp_git.git.handle import Repository
 from scp_git.index import database
+from scp_git.index.listing import ListedRun, list_at_once
 from scp_git.index.runs import RunIndex
 from scp_git.layout import archived_run_dir
 from scp_git.ledger.archive import ArchiveRuns
@@ -474,6 +475,7 @@ Store.open(sys.argv[1]).list_runs()
 
 @pytest.mark.parametrize("known", [False, True], ids=["rebuild", "update"])
 def test_a_process_killed_in_the_middle_of_an_update(known: bool, store: Store, repo: Path) -> None:
+    store._writer.on_calm = None  # or it would be done before the child comes to it
     made = fill(store, 6)
     if known:
         assert listed(store) == made
@@ -540,3 +542,86 @@ def test_connections_are_closed_when_the_store_goes(repo: Path) -> None:
         if os.path.exists(f"/proc/self/fd/{fd}")
     ]
     assert not [name for name in open_now if "index-runs" in name]
+
+
+# ---------------------------------------------------------------- a list that starts at once
+
+
+def at_once(root: Path, **filters: Any) -> list[str] | None:
+    n, before = filters.pop("n", 10**6), filters.pop("before", None)
+    found = list_at_once(str(root), n=n, before=before, only=RunFilter(**filters))
+    return None if found is None else [run.run_id for run in found]
+
+
+def test_a_list_from_the_index_alone_is_the_stores(store: Store, repo: Path, git: Callable[..., str]) -> None:
+    made = fill(store, 12)
+    assert at_once(repo) is None
+    runs = store.list_runs(n=100)
+    listed_at_once = list_at_once(str(repo), n=100, before=None, only=RunFilter())
+    assert listed_at_once is not None
+    for run, row in zip(runs, listed_at_once, strict=True):
+        assert {name: getattr(row, name) for name in ListedRun.__slots__} == {
+            name: getattr(run, name) for name in ListedRun.__slots__
+        }
+    for filters in (
+        {"user": "ada"},
+        {"type": "apply", "n": 2},
+        {"before": made[3], "n": 3},
+        {"before": "none"},
+    ):
+        assert at_once(repo, **filters) == [run.run_id for run in store.list_runs(**{"n": 100, **filters})]
+    git(repo, "pack-refs", "--all")
+    assert at_once(repo) == made
+    git(repo, "worktree", "add", "-q", str(repo.parent / "linked"))
+    assert at_once(repo.parent / "linked") == at_once(repo / ".scp-ledger") == made
+
+
+@pytest.mark.untidy("a record put beside the view", skip=["view"])
+def test_what_is_not_as_usual_is_left_to_the_store(
+    store: Store, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fill(store, 3)
+    listed(store)
+    assert at_once(repo) == made
+    assert at_once(tmp_path) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 12345)
+        assert at_once(repo) is None
+    store.record_run(Run(type="x"))
+    assert at_once(repo) is None, "the index is not up to date"
+    listed(store)
+    put_files(repo, {"ledger/runs/torn/run.json": b"{"})
+    listed(store)
+    assert at_once(repo) is None, "a damaged run is to be warned of"
+    files(repo)[-1].write_bytes(b"nonsense")
+    assert at_once(repo) is None
+
+
+def test_an_index_that_is_there_follows_the_writes(store: Store, repo: Path) -> None:
+    """A moment after the last write a list can start from the index alone, though nobody listed meanwhile."""
+    made = fill(store, 2)
+    time.sleep(0.5)
+    assert files(repo) == [], "nobody ever asked for a list"
+    assert listed(store) == made
+    made = [store.record_run(Run(type="x")) for _ in range(3)][::-1] + made
+    deadline = time.monotonic() + 10
+    while at_once(repo) != made:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def seconds(*args: object) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *map(str, args)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def test_a_list_in_a_new_process_takes_at_most_8_times_a_bare_python(store: Store, repo: Path) -> None:
+    fill(store, 60)
+    listed(store)
+    store._index.close()
+    pairs = [
+        (seconds("-c", "pass"), seconds("-m", "scp_git.cli", "-C", repo, "ledger", "list")) for _ in range(8)
+    ]
+    bare, lists = (min(times) for times in zip(*pairs, strict=True))
+    assert lists < 8 * bare, f"{lists * 1e3:.0f} ms beside {bare * 1e3:.0f} ms"

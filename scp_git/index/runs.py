@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from scp_git.codec import MAX_RECORD_BYTES, load_object
-from scp_git.errors import StorageFailed
+from scp_git.errors import ScpGitError, StorageFailed
 from scp_git.git.difference import differing_files
 from scp_git.git.handle import Repository
 from scp_git.git.objects import BLOB, ObjectStore
@@ -79,12 +79,13 @@ class RunIndex:
         except Unusable:
             return self._scanned_counts()
 
-    def refresh(self) -> None:
-        """Bring the index to the present state, if it can be had."""
+    def follow(self) -> None:
+        """Bring an index that is there to the present state; none is made. Never raises."""
         try:
-            self._answer(lambda db: None)
-        except Unusable:
-            log.debug("the index is not brought up to date")
+            if RUNS_SCHEMA.newest(self._repository.common_dir / "scp") is not None:
+                self._answer(lambda db: None)
+        except (Unusable, ScpGitError) as exc:
+            log.debug("the index is left as it is: %s", exc)
 
     def close(self) -> None:
         """Close what is kept open between reads."""

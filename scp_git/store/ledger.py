@@ -36,6 +36,7 @@ class LedgerVerbs(StoreCore):
         super().__init__(repository, settings)
         self._runs = RunReader(repository)
         self._index = RunIndex(repository, self._runs)
+        self._writer.on_calm = self._index.follow
 
     # ------------------------------------------------------------ writing
 
