@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from scp_git import chat
     from scp_git.aio import AsyncStore, open_store
-    from scp_git.api.archive import archive_runs, import_runs
+    from scp_git.api.archive import archive_runs, import_runs, maintain
     from scp_git.api.chat import (
         create_thread,
         delete_message,
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from scp_git.events import Event
     from scp_git.feed import Change
     from scp_git.git.credentials import Credentials
+    from scp_git.git.maintenance import Maintenance
     from scp_git.git.transfer import Progress
     from scp_git.ledger.importing import ImportReport, Rejected
     from scp_git.ledger.tracking import TrackedRun
@@ -98,7 +99,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "scp_git.aio": ("AsyncStore", "open_store"),
-    "scp_git.api.archive": ("archive_runs", "import_runs"),
+    "scp_git.api.archive": ("archive_runs", "import_runs", "maintain"),
     "scp_git.api.chat": (
         "create_thread",
         "delete_message",
@@ -161,6 +162,7 @@ _HOMES = {
     "scp_git.feed": ("Change",),
     "scp_git.git.credentials": ("Credentials",),
     "scp_git.git.transfer": ("Progress",),
+    "scp_git.git.maintenance": ("Maintenance",),
     "scp_git.ledger.importing": ("ImportReport", "Rejected"),
     "scp_git.ledger.tracking": ("TrackedRun",),
     "scp_git.models": (
@@ -197,6 +199,7 @@ __all__ = [
     "InvalidId",
     "InvalidSettings",
     "KeyMissing",
+    "Maintenance",
     "Mention",
     "MessageFlags",
     "NotARepository",
@@ -255,6 +258,7 @@ __all__ = [
     "list_runs",
     "list_threads",
     "list_traces",
+    "maintain",
     "open_store",
     "prune_runs",
     "publish_chat",

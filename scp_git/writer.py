@@ -61,6 +61,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._open = 0  # tickets neither done nor withdrawn
         self._transactions = self._maintained = 0
+        self._tags_many = False
         self._packs_left: int | None = 0
         """How many packs the last merge left; None until they were counted."""
         self._merging: threading.Thread | None = None
@@ -257,8 +258,8 @@ class Writer:
     def _maintain(self) -> None:
         """Now and then, between batches: pack loose tags, and start a merge of packs beside the writers."""
         seen, self._maintained = self._maintained, self._transactions
-        if seen // _TAGS_EVERY != self._transactions // _TAGS_EVERY:
-            self._pack_tags()
+        if self._tags_many or seen // _TAGS_EVERY != self._transactions // _TAGS_EVERY:
+            self._tags_many = self._pack_tags()
         packs, left = self.committer.publisher.packs, self._packs_left
         if left is None:
             left = self._packs_left = packs
@@ -270,15 +271,17 @@ class Writer:
             thread.start()
             self._merging = thread
 
-    def _pack_tags(self) -> None:
+    def _pack_tags(self) -> bool:
+        """Pack some tags if they are many; True if the next turn should go on with it."""
         try:
             self.committer.take_gate()
             try:
-                self.committer.pack_tags()
+                return self.committer.pack_tags()
             finally:
                 self.committer.release_gate()
         except (ScpGitError, OSError) as exc:
             log.warning("tags could not be packed, it is tried again later: %s", exc)
+            return False
 
     def _merge_packs(self) -> None:
         try:

@@ -23,8 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scp_git import Run, Settings, StorageFailed, Store
+from scp_git.git.deltas import make_delta
 from scp_git.git.handle import Odb, Repository
-from scp_git.git.maintenance import MERGE_FROM, make_delta, merge_packs
+from scp_git.git.maintenance import MERGE_FROM, merge_packs
 from scp_git.git.objects import (
     BLOB,
     COMMIT,

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
 from scp_git.aio.core import offload
 from scp_git.aio.ledger import AsyncLedgerVerbs
+from scp_git.git.maintenance import Maintenance
 from scp_git.ledger.importing import ImportReport
 from scp_git.store.importing import SLICE, Import, Item, Progress, Source
 
@@ -31,6 +32,10 @@ class AsyncArchiveVerbs(AsyncLedgerVerbs):
             if on_progress is not None:
                 on_progress(job.report)
         return await offload(job.finish)
+
+    async def maintain(self, *, tags: bool = False) -> Maintenance:
+        """Merge packs and pack loose tags, as far as that is worth it; see ``Store.maintain``."""
+        return await offload(self.store.maintain, tags=tags)
 
 
 async def _fed(job: Import, runs: Source) -> AsyncIterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scp_git.api.core import Root, store_of
+from scp_git.git.maintenance import Maintenance
 from scp_git.ledger.importing import ImportReport
 from scp_git.store.importing import Progress, Source
 
@@ -18,3 +19,8 @@ async def import_runs(
 ) -> ImportReport:
     """Many runs are stored, from an iterable or async iterable; see ``Store.import_runs``."""
     return await (await store_of(project_root)).import_runs(runs, strict=strict, on_progress=on_progress)
+
+
+async def maintain(project_root: Root, *, tags: bool = False) -> Maintenance:
+    """Packs are merged and loose tags packed, as far as that is worth it; see ``Store.maintain``."""
+    return await (await store_of(project_root)).maintain(tags=tags)

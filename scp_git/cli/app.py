@@ -11,7 +11,7 @@ from scp_git.cli.run import run
 from scp_git.cli.sync import pull, push, status, sync
 from scp_git.cli.terminal import emit
 from scp_git.cli.trace import trace
-from scp_git.cli.transfer import archive, export_runs, import_runs
+from scp_git.cli.transfer import archive, export_runs, import_runs, maintain
 from scp_git.cli.watch import watch
 
 _EPILOG = """\b
@@ -81,6 +81,7 @@ for command in (import_runs, export_runs, archive):
     ledger.add_command(command)
 app.add_command(chat)
 app.add_command(ledger)
+app.add_command(maintain)
 app.add_command(run)
 app.add_command(trace)
 app.add_command(watch)

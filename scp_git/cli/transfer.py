@@ -1,4 +1,4 @@
-"""``scp-git ledger import``, ``export`` and ``archive``: runs by the thousand."""
+"""``scp-git ledger import``, ``export``, ``archive`` and ``scp-git maintain``: runs by the thousand."""
 
 from __future__ import annotations
 
@@ -145,3 +145,16 @@ def archive(path: str | None, older_than_days: float, drop_tags: bool) -> None:
         raise click.BadParameter("a number of days is wanted", param_hint="--older-than-days")
     with open_store(find_root(path, os.getcwd())) as store:
         emit(f"{store.archive_runs(older_than_days=older_than_days, drop_tags=drop_tags)}\n")
+
+
+@click.command()
+@click.option("--tags", is_flag=True, help="Also make missing tags of runs again, archived ones included.")
+@click.pass_obj
+def maintain(path: str | None, tags: bool) -> None:
+    """Merge packs of ours and pack loose tags of runs, as far as that is worth it, and print what was done.
+
+    Nothing waits for it, and it is never needed: writes do the same in small steps.
+    """
+    with open_store(find_root(path, os.getcwd())) as store:
+        done = store.maintain(tags=tags)
+    emit(f"packs merged {done.packs_merged}, tags packed {done.tags_packed}, tags made {done.tags_made}\n")

@@ -8,7 +8,6 @@ index) is checked against the refs each time.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +19,8 @@ from scp_git.git.handle import Odb, Repository, translated
 from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, recover
 from scp_git.git.history import History
 from scp_git.git.locks import Gate, LockFile
-from scp_git.git.objects import BLOB, COMMIT, TAG, ObjectStore, encode_commit, tag_target
+from scp_git.git.maintenance import LOOSE_MAX, pack_tags
+from scp_git.git.objects import BLOB, COMMIT, ObjectStore, encode_commit
 from scp_git.git.pack import Pack, PackEntry, encode_entry, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
 from scp_git.git.transaction import Footing, Operation, Transaction
@@ -33,7 +33,6 @@ from scp_git.layout import (
     FORMAT_BYTES,
     FORMAT_PATH,
     LEDGER_REF,
-    RUN_TAG_PREFIX,
     RUNS,
     TRAILER,
     is_run_file,
@@ -47,7 +46,6 @@ Outcome = Any
 
 _MAX_LISTED = 100
 _ODB_USES = 500
-_PACK_TAGS_FROM = 512
 
 
 class Committer:
@@ -167,19 +165,12 @@ class Committer:
         if self.view is not None:
             self.view.index.clear()
 
-    def pack_tags(self) -> None:
-        """Move loose run tags into ``packed-refs`` once they are many; call with the gate held."""
-        folder = self.repository.common_dir / RUN_TAG_PREFIX
-        if not folder.is_dir() or len(os.listdir(folder)) < _PACK_TAGS_FROM:
-            return
-        with translated("packing tags"):
-            reader = self._reader()
-            peeled = {}
-            for name, oid in self.repository.refs.loose(RUN_TAG_PREFIX):
-                found = reader.read(oid)
-                if found and found[0] == TAG:
-                    peeled[name] = tag_target(found[1])
-            self.publisher.pack_tags(peeled, time.monotonic() + 1)
+    def pack_tags(self) -> bool:
+        """Move some loose run tags into ``packed-refs`` if they are many; True if there may be more.
+
+        Call with the gate held.
+        """
+        return pack_tags(self.repository, self.publisher, at_least=LOOSE_MAX) > 0
 
     # ------------------------------------------------------------ beginning
 

@@ -1,8 +1,7 @@
-"""Housekeeping: many small packs of ours become one, beside the writers.
+"""Housekeeping: many small packs of ours become one, and loose run tags are packed, beside the writers.
 
-Nothing that is not ours is touched, no writer waits for it, and every object is
-copied. Wide trees that differ in an entry or two are stored as deltas, and so are the
-versions of a file that has grown line by line.
+Nothing that is not ours is touched, and no writer waits for long. Every object is
+copied; older versions of wide trees and growing files are stored as deltas.
 """
 
 from __future__ import annotations
@@ -10,60 +9,123 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import zlib
+import time
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from scp_git.git.deltas import Deltas
 from scp_git.git.files import unlink
-from scp_git.git.handle import Repository
+from scp_git.git.handle import Repository, translated
 from scp_git.git.locks import MAINTENANCE, Gate, TryLock
-from scp_git.git.pack import OUR_PREFIX, PackEntry, entry_header, write_pack
+from scp_git.git.objects import TAG, tag_target
+from scp_git.git.pack import OUR_PREFIX, PackEntry, write_pack
+from scp_git.git.publish import Publisher
+from scp_git.layout import RUN_TAG_PREFIX
 
 log = logging.getLogger(__name__)
 
 MERGE_FROM = 10
-"""Packs of ours from which on they are merged, so that no more than twenty are ever there."""
-_TREE, _BLOB, _REF_DELTA = 2, 3, 7
-_DELTA_FROM = 512
-_CANDIDATES = 4
-_BEGINNING = 128
-"""Files that begin alike are taken for versions of one file."""
-_DELTA_UP_TO = 64 * 1024
-_VERSIONED = 256
-"""So many files are kept in memory to compare older versions with."""
-_COPY_MAX = 0x10000
+"""Packs of ours from which on they are merged, so that no more than twenty small ones are ever there."""
+LOOSE_MAX = 512
+"""Loose run tags from which on they are moved to ``packed-refs``."""
+_LOOSE_MANY = 64
+_TAGS_AT_ONCE = 256
+_BIG_BYTES = 64 * 1024 * 1024
+"""Packs of that size are left as they are: copying them costs more than having them."""
+_READ_BYTES = 1024 * 1024
 
 
-def merge_packs(repository: Repository, *, sync: bool) -> bool:
-    """Merge small packs of ours if there are many; True if some were merged.
+def merge_packs(repository: Repository, *, sync: bool, at_least: int = MERGE_FROM) -> bool:
+    """Merge small packs of ours if there are so many; True if some were merged.
 
     Like ``git repack --geometric=2``: afterwards each pack is at least twice as
     large as all smaller ones together, so an object is copied a logarithmic number
-    of times.
+    of times. Memory holds their indexes, not the packs.
     """
     folder = repository.common_dir / "objects" / "pack"
-    if len(_mergeable(folder)) < MERGE_FROM:
+    if len(_mergeable(folder)) < at_least:
         return False
     with TryLock(repository.common_dir / "scp" / MAINTENANCE) as alone:
         present = _mergeable(folder)
         packs = _chosen(present)
-        if not alone or len(present) < MERGE_FROM or len(packs) < 2:
+        if not alone or len(present) < at_least or not _worth_it(present, packs):
             return False
-        entries = _merged([_Source(path) for path in packs])
+        chosen = _Chosen([_Source(path) for path in packs])
         gate = Gate(repository.common_dir / "scp")
-        merged = write_pack(repository.common_dir, entries, sync=sync, scratch="merge", gate=gate)
+        merged = write_pack(
+            repository.common_dir, chosen, count=len(chosen), sync=sync, scratch="merge", gate=gate
+        )
         merged.release()
         for path in packs:
             if path.with_suffix("") != merged.stem:
                 unlink(path.with_suffix(".idx"))
                 unlink(path)
-        log.debug("merged %d packs of %d objects", len(packs), len(entries))
+        log.debug("merged %d packs of %d objects", len(packs), len(chosen))
         return True
 
 
+def pack_tags(repository: Repository, publisher: Publisher, *, at_least: int) -> int:
+    """Move loose run tags into ``packed-refs`` if there are so many; returns how many were moved.
+
+    A few hundred at a time, as no writer shall wait for long. Call with the gate held.
+    """
+    folder = repository.common_dir / RUN_TAG_PREFIX
+    # The intent of a dead process is for the next transaction to complete; it must not be overwritten.
+    if not folder.is_dir() or len(os.listdir(folder)) < at_least or publisher.intent.read():
+        return 0
+    peeled = {}
+    with translated("packing tags"), repository.odb() as reader:
+        for name, oid in islice(repository.refs.loose(RUN_TAG_PREFIX), _TAGS_AT_ONCE):
+            found = reader.read(oid)
+            if found and found[0] == TAG:
+                peeled[name] = tag_target(found[1])
+        if peeled:
+            publisher.pack_tags(peeled, time.monotonic() + 1)
+    return len(peeled)
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """What housekeeping did."""
+
+    packs_merged: int = 0
+    """How many packs fewer there are."""
+    tags_packed: int = 0
+    tags_made: int = 0
+
+
+def tidy(repository: Repository) -> Maintenance:
+    """Merge packs and pack loose run tags, as far as that is worth it, step by step beside the writers.
+
+    Synced whatever the settings say, as it replaces what may have been.
+    """
+    packed = 0
+    with translated("housekeeping"):
+        folder = repository.common_dir / "scp"
+        if not folder.is_dir():  # nothing was ever written
+            return Maintenance()
+        publisher = Publisher(repository.common_dir, repository.refs, sync=True)
+        step = -1
+        while step:
+            with Gate(folder):
+                step = pack_tags(repository, publisher, at_least=_LOOSE_MANY)
+            packed += step
+        publisher.intent.close()
+        before = _count_packs(repository)
+        merge_packs(repository, sync=True, at_least=2)
+    return Maintenance(packs_merged=max(before - _count_packs(repository), 0), tags_packed=packed)
+
+
+def _count_packs(repository: Repository) -> int:
+    names = os.listdir(repository.common_dir / "objects" / "pack")
+    return sum(name.startswith(OUR_PREFIX) and name.endswith(".pack") for name in names)
+
+
 def _mergeable(folder: Path) -> list[tuple[int, Path]]:
-    """Object count and path of the packs of ours that are published and complete, smallest first.
+    """Object count and path of the packs of ours that are published, complete and not big, smallest first.
 
     Counted in objects, not bytes: a fresh pack holds its trees uncompressed.
     """
@@ -74,7 +136,8 @@ def _mergeable(folder: Path) -> list[tuple[int, Path]]:
         if {f"{stem}.pack", f"{stem}.idx"} <= names and f"{stem}.keep" not in names:
             try:
                 with open(folder / f"{stem}.pack", "rb") as file:
-                    found.append((int.from_bytes(file.read(12)[8:], "big"), folder / f"{stem}.pack"))
+                    if os.fstat(file.fileno()).st_size < _BIG_BYTES:
+                        found.append((int.from_bytes(file.read(12)[8:], "big"), folder / f"{stem}.pack"))
             except FileNotFoundError:
                 continue
     return sorted(found)
@@ -90,145 +153,60 @@ def _chosen(packs: list[tuple[int, Path]]) -> list[Path]:
     return [path for _, path in packs[:cut]]
 
 
+def _worth_it(present: list[tuple[int, Path]], chosen: list[Path]) -> bool:
+    """Whether there are many packs, or a few of about one size."""
+    if len(present) >= MERGE_FROM or len(chosen) != 2:
+        return len(chosen) >= 2
+    return present[1][0] < 2 * present[0][0]
+
+
 # ---------------------------------------------------------------- reading packs of ours
-
-
-@dataclass(slots=True)
-class _Found:
-    """One entry of a pack: its id, its kind (a pack type number) and its bytes as they lie there."""
-
-    oid: str
-    kind: int
-    data: bytes
-    payload: int
-    """Where the compressed data begins."""
-
-    def inflate(self) -> bytes:
-        return zlib.decompress(self.data[self.payload :])
 
 
 class _Source:
     """A pack that we wrote: full objects, and deltas that name their base by id."""
 
     def __init__(self, path: Path) -> None:
-        self._pack = path.read_bytes()
-        self._index = path.with_suffix(".idx").read_bytes()
+        self.path = path
         self.age = path.stat().st_mtime_ns
-
-    def entries(self) -> Iterator[_Found]:
-        """In the order of the pack."""
-        count = int.from_bytes(self._pack[8:12], "big")
+        index = path.with_suffix(".idx").read_bytes()
+        count = int.from_bytes(index[8 + 1020 : 8 + 1024], "big")
         ids, offsets = 8 + 1024, 8 + 1024 + count * 24
-        column = struct.unpack_from(f">{count}I", self._index, offsets)
-        table = sorted((offset, i) for i, offset in enumerate(column))
-        if table and table[-1][0] >= 2**31:
+        column = struct.unpack_from(f">{count}I", index, offsets)
+        order = sorted(range(count), key=column.__getitem__)
+        if order and column[order[-1]] >= 2**31:
             raise OSError("a pack of 2 GiB is not merged")
-        ends = [offset for offset, _ in table[1:]] + [len(self._pack) - 20]
-        for (start, i), end in zip(table, ends, strict=True):
-            oid = self._index[ids + 20 * i : ids + 20 * i + 20].hex()
-            data = self._pack[start:end]
-            payload = next(n for n, byte in enumerate(data) if byte < 0x80) + 1
-            kind = data[0] >> 4 & 7
-            yield _Found(oid, kind, data, payload + (20 if kind == _REF_DELTA else 0))
+        self.oids = [index[ids + 20 * i : ids + 20 * i + 20] for i in order]
+        """In the order of the pack."""
+        self.offsets = array("I", [column[i] for i in order])
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Id and data of each entry, in the order of the pack."""
+        with open(self.path, "rb", buffering=_READ_BYTES) as file:
+            ends = [*self.offsets[1:], os.fstat(file.fileno()).st_size - 20]
+            file.seek(self.offsets[0] if self.offsets else 0)
+            for oid, start, end in zip(self.oids, self.offsets, ends, strict=True):
+                data = file.read(end - start)
+                if len(data) != end - start:
+                    raise OSError(f"{self.path.name} is cut short")
+                yield oid, data
 
 
-def _merged(sources: list[_Source]) -> list[PackEntry]:
-    """All entries, newest first and each object once; wide trees become deltas of a newer one."""
-    result: dict[str, PackEntry] = {}
-    full: list[tuple[str, bytes]] = []
-    files: dict[bytes, tuple[str, bytes]] = {}
-    for source in sorted(sources, key=lambda source: source.age, reverse=True):
-        for found in reversed(list(source.entries())):
-            if found.oid in result:
-                continue
-            entry = PackEntry(found.oid, found.data)
-            if found.kind == _TREE and len(found.data) >= _DELTA_FROM:
-                entry = _as_delta(found, full) or _compressed(found)
-            elif found.kind == _BLOB and _DELTA_FROM <= len(found.data) <= _DELTA_UP_TO:
-                entry = _as_older_version(found, files) or entry
-            result[found.oid] = entry
-    return list(result.values())
+class _Chosen:
+    """The entries of several packs, newest pack first and each object once; older versions become deltas."""
 
+    def __init__(self, sources: list[_Source]) -> None:
+        self._sources = sorted(sources, key=lambda source: source.age, reverse=True)
+        self._count = len({oid for source in sources for oid in source.oids})
+        self._deltas = Deltas()
 
-def _as_delta(found: _Found, full: list[tuple[str, bytes]]) -> PackEntry | None:
-    data = found.inflate()
-    best: bytes | None = None
-    base = ""
-    for oid, candidate in reversed(full[-_CANDIDATES:]):
-        delta = make_delta(candidate, data)
-        if len(delta) < len(data) // 2 and (best is None or len(delta) < len(best)):
-            best, base = delta, oid
-    if best is None:
-        full.append((found.oid, data))
-        return None
-    return _delta_entry(found.oid, best, base)
+    def __len__(self) -> int:
+        return self._count
 
-
-def _as_older_version(found: _Found, files: dict[bytes, tuple[str, bytes]]) -> PackEntry | None:
-    """A file as a delta of the newest that begins alike; ``None`` if it is the first, or too different."""
-    data = found.inflate()
-    base, newest = files.setdefault(data[:_BEGINNING], (found.oid, data))
-    if base == found.oid:
-        if len(files) > _VERSIONED:
-            del files[next(iter(files))]
-        return None
-    delta = make_delta(newest, data)
-    return _delta_entry(found.oid, delta, base) if 2 * len(delta) < len(data) else None
-
-
-def _delta_entry(oid: str, delta: bytes, base: str) -> PackEntry:
-    header = entry_header(_REF_DELTA, len(delta)) + bytes.fromhex(base)
-    return PackEntry(oid, header + zlib.compress(delta, 6))
-
-
-def _compressed(found: _Found) -> PackEntry:
-    data = found.inflate()
-    return PackEntry(found.oid, entry_header(_TREE, len(data)) + zlib.compress(data, 6))
-
-
-def make_delta(base: bytes, target: bytes) -> bytes:
-    """A git delta for two versions that share their beginning and their end.
-
-    Format: https://git-scm.com/docs/pack-format#_deltified_representation
-    """
-    shorter = min(len(base), len(target))
-    head = _common(base, target, shorter)
-    tail = _common(base[::-1], target[::-1], shorter - head)
-    delta = bytearray(_varint(len(base)) + _varint(len(target)))
-    delta += b"".join(_copy(0, head))
-    middle = target[head : len(target) - tail]
-    for start in range(0, len(middle), 127):
-        piece = middle[start : start + 127]
-        delta.append(len(piece))
-        delta += piece
-    delta += b"".join(_copy(len(base) - tail, tail))
-    return bytes(delta)
-
-
-def _common(a: bytes, b: bytes, limit: int) -> int:
-    """How many bytes both begin with, by halving: slices compare at memory speed."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _copy(offset: int, size: int) -> Iterator[bytes]:
-    while size:
-        piece = min(size, _COPY_MAX)
-        yield (b"\xbf" + offset.to_bytes(4, "little") + (piece & 0xFFFF).to_bytes(2, "little"))
-        offset += piece
-        size -= piece
-
-
-def _varint(value: int) -> bytes:
-    result = bytearray()
-    while value >= 0x80:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)
+    def __iter__(self) -> Iterator[PackEntry]:
+        seen: set[bytes] = set()
+        for source in self._sources:
+            for oid, data in source.entries():
+                if oid not in seen:
+                    seen.add(oid)
+                    yield PackEntry(oid.hex(), self._deltas.encode(oid, data))

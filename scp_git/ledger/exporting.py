@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from scp_git.codec import MAX_RECORD_BYTES, JsonObject, dump_compact, load_object
 from scp_git.errors import StorageFailed
-from scp_git.git.handle import Repository
+from scp_git.git.handle import Odb, Repository
 from scp_git.git.objects import BLOB, TREE, ObjectStore
 from scp_git.git.snapshot import snapshot
 from scp_git.git.tree import Tree, TreeEditor, decode_name, is_dir, raw_oid
@@ -26,16 +26,7 @@ def export_lines(repository: Repository) -> Iterator[bytes]:
     Only their order is held in memory. Consume it in one thread.
     """
     with repository.odb() as odb:
-        state = snapshot(repository, odb)
-        store = state.ledger.store
-        folders: dict[str, str] = {}
-        for editor, path, depth in (
-            (state.archive, ARCHIVED_RUNS, _ARCHIVE_DEPTH),
-            (state.ledger, RUNS, 0),
-        ):
-            raw = editor.raw(path)
-            if raw is not None and is_dir(raw):
-                folders.update(_folders(store, raw_oid(raw), depth))
+        folders, store = _all_folders(repository, odb)
         keys = [
             (started, run_id) for run_id, oid in folders.items() if (started := _start(store, run_id, oid))
         ]
@@ -43,6 +34,24 @@ def export_lines(repository: Repository) -> Iterator[bytes]:
             line = _line(store, run_id, folders[run_id])
             if line is not None:
                 yield line
+
+
+def run_ids(repository: Repository) -> list[str]:
+    """The ids of all runs, hot and archived, damaged ones too."""
+    with repository.odb() as odb:
+        return sorted(_all_folders(repository, odb)[0])
+
+
+def _all_folders(repository: Repository, odb: Odb) -> tuple[dict[str, str], ObjectStore]:
+    """The folder of every run, hot before archived."""
+    state = snapshot(repository, odb)
+    store = state.ledger.store
+    folders: dict[str, str] = {}
+    for editor, path, depth in ((state.archive, ARCHIVED_RUNS, _ARCHIVE_DEPTH), (state.ledger, RUNS, 0)):
+        raw = editor.raw(path)
+        if raw is not None and is_dir(raw):
+            folders.update(_folders(store, raw_oid(raw), depth))
+    return folders, store
 
 
 def _folders(store: ObjectStore, oid: str, depth: int) -> Iterator[tuple[str, str]]:

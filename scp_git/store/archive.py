@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
-from scp_git.ledger.archive import ArchiveRuns
-from scp_git.ledger.exporting import export_lines
+from scp_git.git.maintenance import Maintenance, tidy
+from scp_git.ledger.archive import ArchiveRuns, ProjectTags
+from scp_git.ledger.exporting import export_lines, run_ids
 from scp_git.ledger.importing import ImportReport
 from scp_git.store.importing import Import, Progress, Source
 from scp_git.store.ledger import LedgerVerbs
@@ -56,6 +58,20 @@ class ArchiveVerbs(LedgerVerbs):
                 on_progress(job.report)
         return job.finish()
 
+    def maintain(self, *, tags: bool = False) -> Maintenance:
+        """Merge packs and pack loose tags, as far as that is worth it; returns what was done.
+
+        Writers go on meanwhile. Writes do the same in small steps by themselves, so
+        this is never needed. With ``tags`` missing tags are made from their anchors,
+        also those of archived runs. Repeat it to go on where a crash ended it.
+        """
+        made = 0
+        for chosen in chunks(run_ids(self._repository) if tags else []):
+            made += self._wait(Ticket(partial(ProjectTags, chosen), size=1024))
+        done = tidy(self._repository)
+        self._writer.committer.forget_objects()
+        return replace(done, tags_made=made)
+
     def export_lines(self) -> Iterator[bytes]:
         """Every run with its events as a line of JSON, oldest first, as ``scp-git ledger import`` reads it.
 
@@ -76,7 +92,7 @@ class ArchiveVerbs(LedgerVerbs):
         )
 
 
-def chunks(run_ids: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def chunks(ids: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """A few hundred at a time, so that other writers get their turns."""
-    for start in range(0, len(run_ids), _CHUNK):
-        yield tuple(run_ids[start : start + _CHUNK])
+    for start in range(0, len(ids), _CHUNK):
+        yield tuple(ids[start : start + _CHUNK])

@@ -105,9 +105,7 @@ class SyncVerbs(StoreCore):
     def looking(
         self, remote: str, *, fetch: bool, credentials: Credentials | None
     ) -> Callable[[Cancelled | None], SyncStatus | None]:
-        return lambda cancelled: sync_status(
-            self._syncer(credentials, None, cancelled), remote, fetch=fetch
-        )
+        return lambda cancelled: sync_status(self._syncer(credentials, None, cancelled), remote, fetch=fetch)
 
     def _syncer(
         self,
