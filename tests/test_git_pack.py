@@ -40,7 +40,7 @@ from scp_git.git.pack import (
     OUR_PREFIX,
     Pack,
     PackEntry,
-    _encode_index,
+    PackIndex,
     encode_entry,
     entry_header,
     remove_stale,
@@ -174,7 +174,10 @@ def test_an_index_with_offsets_beyond_two_gigabytes() -> None:
     """As `git help format-pack`_ has it: 31 bits in place, else the position in a table of 64 bits."""
     offsets = [12, 2**31 - 1, 2**31, 2**31 + 5, 2**40, 77]
     rows = sorted((hashlib.sha1(b"%d" % n).hexdigest(), n * 1001, o) for n, o in enumerate(offsets))
-    data = _encode_index(rows, b"t" * 20)
+    index = PackIndex()
+    for row in reversed(rows):
+        index.add(*row)
+    data = index.encode(b"t" * 20)
     count = len(rows)
     assert data[:8] == b"\xfftOc\0\0\0\2"
     fan_out = struct.unpack_from(">256I", data, 8)

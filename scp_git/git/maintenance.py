@@ -56,14 +56,14 @@ def merge_packs(repository: Repository, *, sync: bool, at_least: int = MERGE_FRO
         chosen = _Chosen([_Source(path) for path in packs])
         gate = Gate(repository.common_dir / "scp")
         merged = write_pack(
-            repository.common_dir, chosen, count=len(chosen), sync=sync, scratch="merge", gate=gate
+            repository.common_dir, chosen, count=chosen.count, sync=sync, scratch="merge", gate=gate
         )
         merged.release()
         for path in packs:
             if path.with_suffix("") != merged.stem:
                 unlink(path.with_suffix(".idx"))
                 unlink(path)
-        log.debug("merged %d packs of %d objects", len(packs), len(chosen))
+        log.debug("merged %d packs of %d objects", len(packs), chosen.count)
         return True
 
 
@@ -197,16 +197,13 @@ class _Chosen:
 
     def __init__(self, sources: list[_Source]) -> None:
         self._sources = sorted(sources, key=lambda source: source.age, reverse=True)
-        self._count = len({oid for source in sources for oid in source.oids})
+        self._wanted = {oid for source in sources for oid in source.oids}
+        self.count = len(self._wanted)
         self._deltas = Deltas()
 
-    def __len__(self) -> int:
-        return self._count
-
     def __iter__(self) -> Iterator[PackEntry]:
-        seen: set[bytes] = set()
         for source in self._sources:
             for oid, data in source.entries():
-                if oid not in seen:
-                    seen.add(oid)
+                if oid in self._wanted:
+                    self._wanted.remove(oid)
                     yield PackEntry(oid.hex(), self._deltas.encode(oid, data))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import sys
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -121,7 +123,7 @@ def write_pack(
     try:
         _write_file(_temporary(folder, scratch, ".pack"), body, sync)
         pack = Pack(folder / (OUR_PREFIX + body.trailer.hex()[: 45 - len(OUR_PREFIX)]))
-        _write_file(_temporary(folder, scratch, ".idx"), (_encode_index(body.rows, body.trailer),), sync)
+        _write_file(_temporary(folder, scratch, ".idx"), (body.index.encode(body.trailer),), sync)
         with gate:
             _write_file(pack.stem.with_suffix(".keep"), (KEEP_TEXT,), sync=False, mode=0o644)
             for suffix in suffixes:
@@ -141,11 +143,52 @@ def _temporary(folder: Path, scratch: str, suffix: str) -> Path:
     return folder / f"{_TEMPORARY}{scratch}-{suffix[1:]}"
 
 
+class PackIndex:
+    """The ids, checksums and places of a pack's entries; in arrays, as a merge has hundreds of thousands."""
+
+    def __init__(self) -> None:
+        self._oids: list[bytes] = []
+        self._crcs = array("I")
+        self._offsets = array("Q")
+
+    def add(self, oid: str, crc: int, offset: int) -> None:
+        self._oids.append(bytes.fromhex(oid))
+        self._crcs.append(crc)
+        self._offsets.append(offset)
+
+    def encode(self, trailer: bytes) -> bytes:
+        """The ``.idx`` file, version 2, for a pack that ends in ``trailer``."""
+        order = sorted(range(len(self._oids)), key=self._oids.__getitem__)
+        counts = [0] * 256
+        for oid in self._oids:
+            counts[oid[0]] += 1
+        short, large = array("I"), array("Q")
+        for i in order:
+            offset = self._offsets[i]
+            short.append(offset if offset < 2**31 else 2**31 + len(large))
+            if offset >= 2**31:
+                large.append(offset)
+        columns = (array("I", [self._crcs[i] for i in order]), short, large)
+        if sys.byteorder == "little":
+            for column in columns:
+                column.byteswap()
+        body = b"".join(
+            [
+                b"\xfftOc\0\0\0\2",
+                struct.pack(">256I", *accumulate(counts)),
+                *(self._oids[i] for i in order),
+                *(column.tobytes() for column in columns),
+                trailer,
+            ]
+        )
+        return body + hashlib.sha1(body, usedforsecurity=False).digest()
+
+
 class _Body:
-    """The bytes of a pack in chunks; once they were taken, its trailer and the rows of its index."""
+    """The bytes of a pack in chunks; once they were taken, its trailer and its index."""
 
     def __init__(self, entries: Iterable[PackEntry], count: int) -> None:
-        self.rows: list[tuple[str, int, int]] = []
+        self.index = PackIndex()
         self.trailer = b""
         self._entries = entries
         self._count = count
@@ -155,7 +198,7 @@ class _Body:
         digest = hashlib.sha1(header, usedforsecurity=False)
         chunk, offset, held = [header], len(header), 0
         for entry in self._entries:
-            self.rows.append((entry.oid, zlib.crc32(entry.data), offset))
+            self.index.add(entry.oid, zlib.crc32(entry.data), offset)
             chunk.append(entry.data)
             offset += len(entry.data)
             held += len(entry.data)
@@ -163,29 +206,8 @@ class _Body:
             if held >= _CHUNK_BYTES:
                 yield from chunk if len(entry.data) >= _CHUNK_BYTES else (b"".join(chunk),)
                 chunk, held = [], 0
-        self.rows.sort()
         self.trailer = digest.digest()
         yield b"".join([*chunk, self.trailer])
-
-
-def _encode_index(rows: list[tuple[str, int, int]], trailer: bytes) -> bytes:
-    counts = [0] * 256
-    for oid, _, _ in rows:
-        counts[int(oid[:2], 16)] += 1
-    large = [offset for _, _, offset in rows if offset >= 2**31]
-    position = {offset: i for i, offset in enumerate(large)}
-    body = b"".join(
-        [
-            b"\xfftOc\0\0\0\2",
-            struct.pack(">256I", *accumulate(counts)),
-            *(bytes.fromhex(oid) for oid, _, _ in rows),
-            *(crc.to_bytes(4, "big") for _, crc, _ in rows),
-            *((o if o < 2**31 else 2**31 + position[o]).to_bytes(4, "big") for _, _, o in rows),
-            *(offset.to_bytes(8, "big") for offset in large),
-            trailer,
-        ]
-    )
-    return body + hashlib.sha1(body, usedforsecurity=False).digest()
 
 
 def _write_file(path: Path, chunks: Iterable[bytes], sync: bool, mode: int = 0o444) -> None:
