@@ -29,18 +29,21 @@ def rss_mb() -> float:
 
 
 class Waiting:
-    """How long threads of this process were ready to run, and no processor was free.
+    """How long the threads of a process were ready to run, and no processor was free.
 
     That is the machine's doing: a holder of the GIL that is kept waiting keeps the loop waiting.
     """
 
-    def __init__(self) -> None:
-        self.files = [
-            os.open(f"/proc/self/task/{tid}/schedstat", os.O_RDONLY) for tid in os.listdir("/proc/self/task")
-        ]
+    def __init__(self, pid: int | str = "self") -> None:
+        tasks = Path(f"/proc/{pid}/task")
+        self.files = [os.open(task / "schedstat", os.O_RDONLY) for task in tasks.iterdir()]
 
     def seconds(self) -> float:
         return sum(int(os.pread(file, 80, 0).split()[1]) for file in self.files) / 1e9
+
+    def close(self) -> None:
+        for file in self.files:
+            os.close(file)
 
 
 class Load:

@@ -16,6 +16,7 @@ import pytest
 
 import scp_git
 from scp_git import Settings, Store
+from tests.load import Waiting
 
 RATE = 50_000
 RECORDERS = 3
@@ -87,50 +88,68 @@ def test_the_publishing_loop_is_never_away_for_long(repo: Path) -> None:
 # ---- SIGKILL during that: after recover_recordings everything up to at most the last 100 ms is there
 
 
-def killed_after(repo: Path, seconds: float) -> tuple[float, list[tuple[int, float]]]:
-    """When it was killed, and how many events had been published when."""
-    process = subprocess.Popen(
-        command(repo, 60, RECORDERS, "asyncio"), env=environment(), stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    said: list[tuple[int, float]] = []
-    begun = threading.Event()
+class Victim:
+    """A process that records under load, until it is killed."""
 
-    def listen() -> None:
-        for line in process.stdout or ():
+    def __init__(self, repo: Path) -> None:
+        self.process = subprocess.Popen(
+            command(repo, 60, RECORDERS, "asyncio"), env=environment(), stdout=subprocess.PIPE
+        )
+        self.said: list[tuple[int, float]] = []
+        """How many events had been published when."""
+        self.waited: list[tuple[float, float]] = []
+        """When, and for how long its threads had been waiting for a processor in all."""
+        self.listener = threading.Thread(target=self._listen)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             parts = line.split()
             if len(parts) == 3 and line.endswith(b"\n"):
-                said.append((int(parts[1]), float(parts[2])))
-                begun.set()
+                self.said.append((int(parts[1]), float(parts[2])))
+        self.process.stdout.close()
 
-    listener = threading.Thread(target=listen)
-    listener.start()
-    assert begun.wait(30)
-    time.sleep(seconds)
-    at = time.monotonic()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    listener.join()
-    process.stdout.close()
-    return at, said
+    def kill_after(self, seconds: float) -> float:
+        """When it was killed."""
+        while not self.said:
+            time.sleep(0.01)
+        waiting = Waiting(self.process.pid)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.waited.append((time.monotonic(), waiting.seconds()))
+            time.sleep(0.005)
+        at = time.monotonic()
+        self.waited.append((at, waiting.seconds()))
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.listener.join()
+        waiting.close()
+        return at
+
+    def late(self, count: int, at: float) -> float:
+        """How old the first event after ``count`` was, without the time when no processor was free."""
+        missing = [when for number, when in self.said if number > count]
+        if not missing:
+            return 0.0
+        before = [total for when, total in self.waited if when <= missing[0]] or [self.waited[0][1]]
+        return at - missing[0] - (self.waited[-1][1] - before[-1])
 
 
 def kill_and_recover(repo: Path, seconds: float) -> list[float]:
-    """How old the first event was, for each recorder, that was not there after recovering."""
-    at, said = killed_after(repo, seconds)
+    """How late each recorder was."""
+    victim = Victim(repo)
+    at = victim.kill_after(seconds)
     store = Store.open(repo, Settings(durability="os"))
     traces = store.recover_recordings()
     assert len(traces) == RECORDERS
-    late = []
     for trace in traces:
         assert [event.seq for event in trace.events] == list(range(1, trace.event_count + 1))
         assert [event.detail["n"] for event in trace.events] == list(range(trace.event_count))
         assert trace.ended_at is None
-        missing = [when for count, when in said if count > trace.event_count]
-        late.append(at - missing[0] if missing else 0.0)
     assert store.recover_recordings() == []
     assert {t.trace_id for t in store.list_traces(n=100)} >= {t.trace_id for t in traces}
-    return late
+    return [victim.late(trace.event_count, at) for trace in traces]
 
 
 def test_after_a_kill_all_but_the_last_100_ms_is_recovered(repo: Path) -> None:
