@@ -12,6 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import scp_git
 from scp_git import ChatMessage, OutputRefused, PublishReport, Run, Store, Thread
@@ -293,10 +295,20 @@ def test_a_browser_shows_the_page_and_executes_nothing(hostile_site: Path, tmp_p
     assert "script" not in seen.tags
     assert "img" not in seen.tags
     assert HOSTILE[0] in seen.text
-    # And should escaping ever fail, the page's policy still forbids it.
-    planted = page.read_text("utf-8").replace("</main>", "<script>document.title='pwned'</script></main>")
-    control.write_text(planted, "utf-8")
-    assert "<title>pwned</title>" not in rendered(control, tmp_path)
+
+
+@pytest.mark.system("chromium")
+def test_should_escaping_ever_fail_the_policy_still_forbids_scripts(
+    store: Store, out: Path, tmp_path: Path
+) -> None:
+    store.send_message("x", publish=True)
+    store.publish_chat(out)
+    page = (out / "index.html").read_text("utf-8")
+    planted = "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\"></main>"
+    (out / "index.html").write_text(page.replace("</main>", planted), "utf-8")
+    dom = rendered(out / "index.html", tmp_path)
+    assert "<title>Messages</title>" in dom
+    assert "onerror" in dom
 
 
 def rendered(page: Path, scratch: Path) -> str:
@@ -305,17 +317,30 @@ def rendered(page: Path, scratch: Path) -> str:
         [
             "chromium",
             *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-            *("--disable-background-networking", "--no-first-run", "--virtual-time-budget=2000"),
+            *("--disable-background-networking", "--no-first-run", "--disable-extensions"),
+            *("--disable-sync", "--no-default-browser-check", "--virtual-time-budget=2000"),
             f"--user-data-dir={scratch / 'profile'}",
             "--dump-dom",
             page.as_uri(),
         ],
         capture_output=True,
         encoding="utf-8",
-        timeout=50,
+        timeout=25,
         check=True,
     )
     return done.stdout
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]) | st.sampled_from('<>&"@:/\n'), max_size=80))
+def test_a_rich_text_shows_the_text_and_links_only(text: str) -> None:
+    def link(mention: scp_git.Mention) -> tuple[str, str] | None:
+        return None
+
+    for said in (text, f"https://x.example/{text}", f'@file:"{text}"', f"@run:{text}"):
+        seen = Seen(rich(said, link).encode())
+        assert set(seen.tags) <= {"a", "span"}
+        assert {name for name, _ in seen.attributes} <= {"href", "rel", "class"}
+        assert seen.text == html.unescape(escape(said))
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -51,6 +51,8 @@ class MentionReader:
     def resolve(self, text: str) -> list[Mention]:
         """The different mentions of a text in order, each with label, detail and whether it exists."""
         mentions = parse(text)
+        if not mentions:
+            return []
         with self.repository.odb() as odb:
             look = _Look(self.repository, odb)
             found = [look.up(mention) for mention in mentions[:MAX_RESOLVED]]
