@@ -113,12 +113,13 @@ class Odb:
 
     def header(self, oid: str) -> tuple[Kind, int] | None:
         """What kind of object this is and its size, without reading it; ``None`` if it is not here."""
-        with translated(f"reading object {oid[:10]}"):
-            try:
-                kind, size = self._odb.read_header(oid)
-                return self._KINDS[int(kind)], int(size)
-            except (KeyError, ValueError):
-                return None
+        try:  # not "translated": a sync asks for the header of every new object
+            kind, size = self._odb.read_header(oid)
+        except (KeyError, ValueError):
+            return None
+        except (pygit2.GitError, OSError, MemoryError) as exc:
+            raise StorageFailed(f"reading object {oid[:10]}", exc) from exc
+        return self._KINDS[int(kind)], int(size)
 
     def size(self, oid: str) -> int:
         """How many bytes an object has; 0 if it is not here."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+_SIMPLE = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+
 
 def is_plain_name(name: str) -> bool:
     """Whether a file name is harmless on every system: no traversal, nothing that git treats specially."""
-    return (
+    return _SIMPLE.fullmatch(name) is not None or (  # nearly all names are ours
         name not in ("", ".", "..")
         and name.isprintable()
         and not name.lower().startswith((".git", "git~"))

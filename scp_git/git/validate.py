@@ -290,9 +290,10 @@ class _Sieve:
 
 
 def _ledger_rule(path: list[str], folder: bool) -> str | int:
-    kind = _FAMILIES.get("/".join(path[:2]))
-    if kind is not None and len(path) == 3 and not (folder and is_valid_id(path[2])):
-        return f"it is no folder of a {kind}"
+    if len(path) == 3 and not (folder and is_valid_id(path[2])):
+        kind = _FAMILIES.get("/".join(path[:2]))
+        if kind is not None:
+            return f"it is no folder of a {kind}"
     return _limit(path[-1])
 
 
