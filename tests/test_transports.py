@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import logging
 import os
 import subprocess
 import sys
@@ -15,12 +16,15 @@ from pathlib import Path
 import pygit2
 import pytest
 
+import scp_git
+from scp_git import Counts, Run, SessionTrace, Store, bus
 from scp_git.errors import AuthFailed, RemoteError, TransferCancelled
 from scp_git.git.credentials import Credentials
 from scp_git.git.handle import Repository
 from scp_git.git.remote import Remote
 from scp_git.git.transfer import Progress
 from scp_git.git.urls import parse_url, resolve_remote
+from scp_git.layout import run_tag_ref
 from tests import servers
 from tests.servers import PASSWORD, USER, Server
 
@@ -80,14 +84,18 @@ KINDS = [
 def server(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     """Each kind of server in turn, with all that is needed to be let in."""
     found: Server = request.getfixturevalue(request.param)
-    if found.host_key:
-        servers.trust_host(found, home)
-    if found.base.startswith("http"):
+    _let_in(found, home, monkeypatch)
+    return found
+
+
+def _let_in(server: Server, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if server.host_key:
+        servers.trust_host(server, home)
+    if server.base.startswith("http"):
         monkeypatch.setenv("SCP_GIT_USERNAME", USER)
         monkeypatch.setenv("SCP_GIT_TOKEN", PASSWORD)
-    if found.ca_file:
-        monkeypatch.setenv("GIT_SSL_CAINFO", str(found.ca_file))
-    return found
+    if server.ca_file:
+        monkeypatch.setenv("GIT_SSL_CAINFO", str(server.ca_file))
 
 
 @pytest.fixture
@@ -165,6 +173,93 @@ def test_odd_and_peeled_names_are_not_listed(
     (there / "packed-refs").write_bytes(packed + b"refs/heads/caf\xe9\n")
     listed = remote(daemon.url(name), repo).refs()
     assert sorted(listed) == [MAIN, "refs/tags/v1"]
+
+
+# ---------------------------------------------------------------- as a whole
+
+
+@pytest.fixture(params=[*KINDS, "path", "file"])
+def served(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> tuple[str, Path]:
+    """The URL of an empty repository behind each kind of server, and where it lies."""
+    if request.param in ("path", "file"):
+        there = servers.make_bare(tmp_path / "there.git")
+        return (str(there) if request.param == "path" else f"file://{there}"), there
+    server: Server = request.getfixturevalue(request.param)
+    _let_in(server, request.getfixturevalue("home"), request.getfixturevalue("monkeypatch"))
+    return server.url(name), server.repository(name)
+
+
+def test_runs_chat_and_traces_go_there_and_come_back(
+    served: tuple[str, Path], make_repo: Callable[..., Path], watch: Callable[[Path], Path]
+) -> None:
+    """Issue SYNC, point 4: every transport, as a whole."""
+    url, there = served
+    watch(there)
+    one, other = make_repo(), make_repo()
+    for root in (one, other):
+        pygit2.Repository(root).remotes.create("origin", url)
+    remote(url, one).push([f"{MAIN}:{MAIN}"])
+    sender, receiver = Store.open(one), Store.open(other)
+    sender.record_run(Run(run_id="r1", type="x"), [{"type": "step"}])
+    said = sender.send_message("done", run_id="r1")
+    thread = sender.create_thread("Release")
+    sender.send_message("and here", thread_id=thread.thread_id)
+    sender.save_trace(SessionTrace(trace_id="t1", name="session", events=[{"seq": 1, "type": "x"}]))
+    sent = sender.push()
+    assert sent.in_step and not sent.waiting
+    assert sent.sent == Counts(runs=1, messages=2, traces=1)
+    assert receiver.pull().received == Counts(runs=1, messages=2, traces=1)
+    assert receiver.get_run_events("r1")[0]["type"] == "step"
+    assert [message.id for message in receiver.list_messages(run_id="r1")] == [said.id]
+    assert [found.title for found in receiver.list_threads() if found.thread_id == thread.thread_id]
+    assert receiver.get_trace("t1") is not None
+    assert tip(other, run_tag_ref("r1")) == tip(one, run_tag_ref("r1")) == tip(there, run_tag_ref("r1"))
+    receiver.delete_run("r1")
+    assert receiver.sync().in_step and sender.sync().in_step
+    assert sender.get_run("r1") is None and tip(there, run_tag_ref("r1")) is None
+    state = sender.sync_status(fetch=True)
+    assert state is not None and state.in_step and not state.ahead and not state.behind
+
+
+@pytest.mark.system("git", "nginx", "fcgiwrap")
+async def test_no_secret_reaches_a_log_an_event_or_a_terminal(
+    http: Server,
+    name: str,
+    home: Path,
+    repo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Issue SYNC, point 4: canaries in every place where secrets may stand."""
+    http.repository(name)
+    place = http.base.removeprefix("http://")
+    monkeypatch.setenv("SCP_GIT_TOKEN", f"{CANARY}-token")
+    (home / ".netrc").write_text(f"machine 127.0.0.1 login {USER} password {CANARY}-netrc\n")
+    (home / ".git-credentials").write_text(f"http://{USER}:{CANARY}-store@{place}\n")
+    git_config = pygit2.Repository(repo).config
+    git_config["credential.helper"] = f"!f() {{ echo username={USER}; echo password={CANARY}-helper; }}; f"
+    git_config["remote.origin.url"] = f"http://{USER}:{CANARY}-url@{place}{name}.git?key={CANARY}-query"
+    git_config["remote.gone.url"] = f"http://{USER}:{CANARY}-url@127.0.0.1:{servers.free_port()}/x"
+    store = Store.open(repo)
+    store.record_run(Run(run_id="r1", type="x"))
+    told: list[object] = []
+    caplog.set_level(logging.DEBUG)
+    with bus.attach(told.append):
+        for where in ("origin", "gone"):
+            assert not await scp_git.push_ledger(repo, remote=where)
+            assert not await scp_git.pull_chat(repo, remote=where)
+    shown = [repr(told), caplog.text, repr(store.sync_status())]
+    command = [sys.executable, "-m", "scp_git.cli", "push"]
+    done = subprocess.run(
+        command, cwd=repo, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True
+    )
+    shown.append(f"{done.stdout!r} {done.stderr!r}")
+    assert (
+        b"did not accept the credentials from the URL, SCP_GIT_TOKEN, ~/.git-credentials, ~/.netrc"
+        in done.stderr
+    )
+    assert len(told) == 4 and caplog.text
+    assert [text for text in shown if CANARY in text] == []
 
 
 # ---------------------------------------------------------------- who is let in
