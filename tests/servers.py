@@ -257,6 +257,8 @@ access_log {folder}/access.log;
 client_max_body_size 0;
 server {{
 {listen}
+location /moved/ {{ rewrite ^/moved/(.*)$ /$1 permanent; }}
+location /elsewhere/ {{ rewrite ^/elsewhere/(.*)$ https://{LOOPBACK}:{port}/$1 permanent; }}
 location / {{
 {auth}
 fastcgi_pass unix:{fcgi};

@@ -459,6 +459,18 @@ def test_a_private_authority_must_be_named(
     assert look() == ""
 
 
+@NGINX
+def test_a_password_does_not_follow_a_redirect_to_another_host(
+    https: Server, name: str, home: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _let_in(https, home, monkeypatch)
+    https.repository(name)
+    at_home = remote(f"{https.base}moved/{name}.git", repo)
+    assert at_home.push([f"{MAIN}:{MAIN}"]) == {MAIN: None}
+    with pytest.raises(AuthFailed, match="redirects to another host, which gets no password"):
+        remote(f"{https.base}elsewhere/{name}.git", repo).refs()
+
+
 # ---------------------------------------------------------------- what a server refuses
 
 

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import pygit2
 from pygit2.enums import CredentialType, FetchPrune, RepositoryOpenFlag
 
-from scp_git.errors import AuthFailed, RemoteError, TransferCancelled
+from scp_git.errors import AuthFailed, RemoteError, ScpGitError, StorageFailed, TransferCancelled
 from scp_git.git.credentials import Credentials, Key, Password, ask_helper, keys, passwords
+from scp_git.git.handle import translated
 from scp_git.git.known_hosts import refusal
 from scp_git.git.transfer import Progress, Pulse, Stalled, Stopped, run_transfer, trust
 from scp_git.git.urls import Url, parse_url
-from scp_git.git.wording import explain, harmless, has_moved
+from scp_git.git.wording import explain, harmless, has_moved, is_full_disk
 from scp_git.layout import LEDGER_REF
 
 Value = TypeVar("Value")
@@ -104,7 +105,8 @@ class Remote:
     def _run(self, work: Callable[[pygit2.Remote, _Callbacks], Value], *, fetching: bool = False) -> Value:
         def transfer(pulse: Pulse) -> Value:
             # All of pygit2's objects live and die in this thread.
-            git_dir = _apart(self.git_dir) if fetching else self.git_dir
+            with translated("preparing a fetch"):
+                git_dir = _apart(self.git_dir) if fetching else self.git_dir
             repo = pygit2.Repository(str(git_dir), RepositoryOpenFlag.NO_SEARCH)
             try:
                 return work(self._open(repo), _Callbacks(self, repo, pulse))
@@ -119,9 +121,11 @@ class Remote:
             raise RemoteError(self.name, explain(self.url, "timed out", self.timeout_s)) from None
         except pygit2.AuthError as exc:
             raise AuthFailed(self.name, explain(self.url, str(exc), self.timeout_s)) from None
+        except ScpGitError:
+            raise
         except (pygit2.GitError, KeyError, ValueError, OSError) as exc:
-            if isinstance(exc, RemoteError):
-                raise
+            if is_full_disk(str(exc)):
+                raise StorageFailed(f"a transfer with {self.url.shown}", "no space left on device") from None
             # From None: libgit2's own words may quote the URL.
             raise RemoteError(self.name, explain(self.url, str(exc), self.timeout_s)) from None
 
@@ -161,6 +165,8 @@ class _Callbacks(pygit2.RemoteCallbacks):
         self._tried: list[str] = []
         self._sources: dict[str, Iterator[Key] | Iterator[Password]] = {}
         self._answers: dict[str, str | None] = {}
+        self._host = ""
+        """Who showed the last certificate: the URL's host, or one that it redirected to."""
 
     @property
     def fetch_options(self) -> Any:
@@ -196,6 +202,7 @@ class _Callbacks(pygit2.RemoteCallbacks):
 
     def certificate_check(self, certificate: None, valid: bool, host: bytes) -> bool:
         self._pulse.beat()
+        self._host = host.decode("utf-8", "replace").strip("[]").lower()
         remote = self._remote
         if not valid and remote.url.scheme == "ssh":
             raise RemoteError(remote.name, refusal(remote.url, _ssh_folder() / "known_hosts"))
@@ -207,6 +214,10 @@ class _Callbacks(pygit2.RemoteCallbacks):
         self, url: str, username_from_url: str | None, allowed_types: CredentialType
     ) -> pygit2.credentials.Username | pygit2.UserPass | pygit2.Keypair:
         self._pulse.beat()
+        if self._remote.url.scheme != "ssh" and self._host not in ("", self._remote.url.host.lower()):
+            # libgit2 would send them along.
+            reason = "redirects to another host, which gets no password; use the URL that it redirects to"
+            raise AuthFailed(self._remote.name, f"{self._remote.url.shown} {reason}")
         user = username_from_url or self._remote.url.user or "git"
         if allowed_types & CredentialType.SSH_KEY:
             key = next(self._source("keys"), None)

@@ -8,6 +8,7 @@ thread of its own, and whoever waits for it leaves when it stands still.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,6 +114,10 @@ class _Timeouts:
     """libgit2's timeouts while transfers are under way: the longest that any of them asks for."""
 
     def __init__(self) -> None:
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Also in a forked child, where the transfers of its parent do not run."""
         self._lock = threading.Lock()
         self._wanted: list[float] = []
         self._before = (0, 0)
@@ -139,8 +144,10 @@ class _Timeouts:
 
 
 _timeouts = _Timeouts()
-_authorities_lock = threading.Lock()
 _authorities: set[str] = set()
+
+
+os.register_at_fork(after_in_child=_timeouts.start_over)
 
 
 def trust(path: Path) -> None:
@@ -148,9 +155,8 @@ def trust(path: Path) -> None:
 
     It does so for the whole process, and does not forget them. Raises ``OSError`` or ``pygit2.GitError``.
     """
-    with _authorities_lock:
-        stat = path.stat()
-        key = f"{path.resolve()} {stat.st_ino} {stat.st_mtime_ns}"
-        if key not in _authorities:
-            pygit2.settings.set_ssl_cert_locations(str(path), None)
-            _authorities.add(key)
+    stat = path.stat()
+    key = f"{path.resolve()} {stat.st_ino} {stat.st_mtime_ns}"
+    if key not in _authorities:
+        pygit2.settings.set_ssl_cert_locations(str(path), None)
+        _authorities.add(key)

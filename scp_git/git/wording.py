@@ -53,6 +53,11 @@ def has_moved(said: str) -> bool:
     return any(words in said for words in _MOVED)
 
 
+def is_full_disk(said: str) -> bool:
+    """Whether libgit2 failed to write here."""
+    return "no space left" in said.lower()
+
+
 def explain(url: Url, said: str, timeout_s: float) -> str:
     """Why a transfer failed, for the message of a ``RemoteError``."""
     lower = said.lower()
