@@ -12,7 +12,7 @@ import pytest
 
 from scp_git.git.maintenance import MERGE_FROM
 from tests.faults import Slot, add_commit, new_repository, problems
-from tests.faults.tracing import MERGER, ROOT, Point, Server, mutating_points, why_no_strace
+from tests.faults.tracing import MERGER, ROOT, Outcome, Point, Server, mutating_points, why_no_strace
 
 pytestmark = [pytest.mark.referee, pytest.mark.system("strace")]
 
@@ -38,6 +38,8 @@ class Scene:
     """What comes after the next write, beside reading."""
     every: int = 4
     """In the short form, which of the points are tried."""
+    places: Sequence[dict[str, str]] = ()
+    """Where messages are sent: afterwards each is in all of these, or in none."""
 
     def build(self, slot: Slot, server: Server) -> None:
         new_repository(slot.root, commit=not self.unborn)
@@ -104,6 +106,25 @@ SCENES = {
 }
 
 
+RUN, THREAD, BOTH = {"run_id": "run-1"}, {"thread_id": "general"}, {"run_id": "run-1", "thread_id": "general"}
+TALK: dict[str, tuple[dict[str, str], int]] = {
+    "run": (RUN, 10),
+    "thread": (THREAD, 10),
+    "both": (BOTH, 10),
+    "sealed": (BOTH, 30_000),
+}
+"""A message on a run, in a thread, in both, and one that makes a note and a part too long."""
+SCENES |= {
+    f"message, {name}": Scene(
+        [["record", "run-1"], ["send", ["m1", place, padding]], ["send", ["m2", place, padding]]],
+        [["send", ["m3", place, padding]]],
+        acked=frozenset({"run-1"}),
+        places=[{key: id} for key, id in place.items()],
+    )
+    for name, (place, padding) in TALK.items()
+}
+
+
 @pytest.fixture
 def servers() -> Iterator[list[Server]]:
     if why_no_strace():
@@ -117,7 +138,8 @@ def check_point(scene: Scene, point: Point, slot: Slot, server: Server) -> tuple
     root = slot.restore()
     strace = point.inject("signal=KILL")
     killed = server.run(root, scene.attack, strace=strace, only=point.only, settings=scene.settings)
-    healed = server.run(root, [["record", "after"], *scene.heal, ["list", 100]], timeout_s=2 * HEAL_S)
+    look = [["record", "after"], *scene.heal, ["list", 100], *(["said", place] for place in scene.places)]
+    healed = server.run(root, look, timeout_s=2 * HEAL_S)
     found = [*killed.bugs, *healed.errors, *healed.bugs]
     if healed.took_s > HEAL_S:
         found.append(f"the next write took {healed.took_s:.1f} s")
@@ -125,7 +147,19 @@ def check_point(scene: Scene, point: Point, slot: Slot, server: Server) -> tuple
         return True, [*found, f"the next write failed: {healed.lines}"]
     acked = {*scene.acked, *killed.acked, "after"} - {*killed.deleted}
     found += problems(root, acked=acked, maybe=scene.maybe, deleted=killed.deleted, listed=healed.listed)
+    found += misheard(scene, killed, healed)
     return killed.status == -9, found
+
+
+def misheard(scene: Scene, killed: Outcome, healed: Outcome) -> list[str]:
+    """What is wrong with the messages: sent and lost, there twice, there in one place only, made up."""
+    asked = [step[1][0] for step in [*scene.prepare, *scene.attack] if step[0] == "send"]
+    surely = [step[1][0] for step in scene.prepare if step[0] == "send"] + killed.sent
+    found = [f"places differ: {healed.said}"] if any(said != healed.said[0] for said in healed.said) else []
+    heard = healed.said[0] if healed.said else []
+    if heard != [name for name in asked if name in heard] or not set(surely) <= set(heard):
+        found.append(f"of {asked} were heard {heard}, surely sent were {surely}")
+    return found
 
 
 def sweep(scene: Scene, folder: Path, servers: list[Server], every: int, offset: int = 0) -> None:

@@ -66,6 +66,34 @@ def test_a_crowd_of_1600_writes(tmp_path: Path) -> None:
     crowd(tmp_path / "repo", processes=8, tasks=8, count=25)
 
 
+def talkers(root: Path, processes: int, tasks: int, count: int) -> None:
+    """Processes send to a run, to a thread, and to both at once: every message is there exactly once."""
+    new_repository(root)
+    run_worker(root, [["record", "r"]])
+    run, thread = {"run_id": "r"}, {"thread_id": "general"}
+    places = [run, thread, run | thread]
+    jobs: list[dict[str, object]] = [
+        {"root": str(root), "talk": [f"p{n}", tasks, count, places]} for n in range(processes)
+    ]
+    outcomes = run_side_by_side(jobs, 300)
+    assert [outcome.errors + outcome.bugs for outcome in outcomes] == [[]] * processes
+    sent = [name for outcome in outcomes for name in outcome.sent]
+    assert len(sent) == len(set(sent)) == processes * tasks * count * len(places)
+    after = run_worker(root, [["said", run], ["said", thread]])
+    for said, elsewhere in zip(after.said, "10", strict=True):
+        assert sorted(said) == sorted(name for name in sent if name.split("-")[1] != elsewhere)
+    assert not problems(root, acked=["r"])
+
+
+def test_processes_that_talk(tmp_path: Path) -> None:
+    talkers(tmp_path / "repo", processes=8, tasks=1, count=4)
+
+
+@pytest.mark.full
+def test_eight_processes_that_send_50_messages_each(tmp_path: Path) -> None:
+    talkers(tmp_path / "repo", processes=8, tasks=5, count=10)
+
+
 # ---- killed at any time
 
 

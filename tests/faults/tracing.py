@@ -84,6 +84,15 @@ class Outcome:
         return self._args("DEL")
 
     @property
+    def sent(self) -> list[str]:
+        return self._args("SENT")
+
+    @property
+    def said(self) -> list[list[str]]:
+        """What the ``said`` steps read, one after the other."""
+        return [json.loads(line) for line in self._args("SAID")]
+
+    @property
     def errors(self) -> list[str]:
         return self._args("ERR")
 

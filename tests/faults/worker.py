@@ -9,6 +9,8 @@ each in a forked child, so that a kill point does not pay for the start of Pytho
     ACK <run id>           record_run returned; DEL <run id> and ENSURED for the other writes
     ERR <code> <message>   a ScpGitError came out; BUG <type> <message> for any other exception
     RETURNED <value>       what the module-level record_run returned
+    SENT <name>            send_message returned
+    SAID <json>            the names of the messages of a place, oldest first
     LIST <json>            what reads return: {run id: [summary, number of events]}
     EXIT <status>          (serve) how the child ended
 """
@@ -96,6 +98,18 @@ def record(store: Store, run_id: str) -> None:
 def delete(store: Store, run_id: str) -> None:
     store.delete_run(run_id)
     say(f"DEL {run_id}")
+
+
+def send(store: Store, arg: tuple[str, dict[str, str], int]) -> None:
+    """Send a message whose text is its name and so much padding."""
+    name, place, padding = arg
+    store.send_message(f"{name} {'x' * padding}", **place)  # type: ignore[arg-type]
+    say(f"SENT {name}")
+
+
+def said(store: Store, place: dict[str, str]) -> None:
+    messages = store.list_messages(n=10**6, **place)  # type: ignore[arg-type]
+    say("SAID " + json.dumps([message.text.split(" ")[0] for message in reversed(messages)]))
 
 
 def ensure(store: Store, _: object) -> None:
@@ -187,6 +201,8 @@ STEPS = {
     "delete trace": delete_trace,
     "leave spool": leave_spool,
     "recover": recover,
+    "send": send,
+    "said": said,
     "ensure": ensure,
     "list": show,
     "stream": stream,
@@ -203,6 +219,20 @@ def attempt(step: Any, store: Store, arg: Any) -> None:
         step(store, arg)
     except ScpGitError as exc:
         say(f"ERR {exc.code} {exc}".replace("\n", " "))
+
+
+async def talk(
+    root: str, settings: Settings, prefix: str, tasks: int, count: int, places: list[dict[str, str]]
+) -> None:
+    async with open_store(root, settings=settings) as store:
+
+        async def one(where: int, task: int) -> None:
+            for n in range(count):
+                name = f"{prefix}-{where}-{task}-{n}"
+                await store.send_message(name, **places[where])  # type: ignore[arg-type]
+                say(f"SENT {name}")
+
+        await asyncio.gather(*(one(where, task) for where in range(len(places)) for task in range(tasks)))
 
 
 async def crowd(root: str, settings: Settings, prefix: str, tasks: int, count: int) -> None:
@@ -240,6 +270,9 @@ def do(job: dict[str, Any]) -> None:
     try:
         if "crowd" in job:
             asyncio.run(crowd(job["root"], settings, *job["crowd"]))
+            return
+        if "talk" in job:
+            asyncio.run(talk(job["root"], settings, *job["talk"]))
             return
         with Store.open(job["root"], settings) as store:
             for verb, arg in job["steps"]:
