@@ -120,6 +120,7 @@ SCENES |= {
         [["send", ["m3", place, padding]]],
         acked=frozenset({"run-1"}),
         places=[{key: id} for key, id in place.items()],
+        every=6,
     )
     for name, (place, padding) in TALK.items()
 }
