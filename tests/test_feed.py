@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 import subprocess
 import sys
 import textwrap
@@ -813,3 +814,124 @@ async def test_a_pull_is_told_live(make_repo: Callable[..., Path], tmp_path: Pat
         async with anyio.create_task_group() as group:
             group.start_soon(b.pull)
             assert told(await take(changes, 1)) == [("run", "added", "r1")]
+
+
+# ---------------------------------------------------------------- whoever applies all changes has the state
+
+Places = dict[str, tuple[str | None, str | None]]
+
+
+class Mirror:
+    """What a reader knows who only ever saw changes, and begins anew with a token now and then."""
+
+    def __init__(self, root: Path, chance: random.Random) -> None:
+        self.root = root
+        self.chance = chance
+        self.token = ""
+        self.known: dict[str, set[str]] = {kind: set() for kind in ("run", "thread", "trace")}
+        self.messages: Places = {}
+
+    def catch_up(self, *, all: bool = False) -> None:
+        for change in Store.open(self.root).changes(since=self.token, follow=False):
+            self.apply(change)
+            self.token = change.token
+            if not all and self.chance.random() < 0.2:
+                return
+
+    def apply(self, change: Change) -> None:
+        assert change.action != "reset"
+        if change.kind == "message":
+            if change.action == "deleted":
+                self.messages.pop(change.id, None)
+            else:
+                assert (change.action == "changed") == (change.id in self.messages), change
+                self.messages[change.id] = change.data["run_id"], change.data["thread_id"]
+        elif change.action == "deleted":
+            self.known[change.kind].discard(change.id)
+            self.forget(change.kind, change.id)
+        else:
+            assert (change.action == "changed") == (change.id in self.known[change.kind]), change
+            self.known[change.kind].add(change.id)
+
+    def forget(self, kind: str, id: str) -> None:
+        """A deleted run or thread covers the copies of messages that lie there."""
+        for message, (run_id, thread_id) in list(self.messages.items()):
+            left = (None if kind == "run" and run_id == id else run_id,
+                    None if kind == "thread" and thread_id == id else thread_id)  # fmt: skip
+            if left != (run_id, thread_id):
+                self.messages[message] = left
+                if left == (None, None):
+                    del self.messages[message]
+
+
+def present(store: Store) -> tuple[dict[str, set[str]], set[str]]:
+    known = {
+        "run": {run.run_id for run in store.list_runs(n=10**6)},
+        "thread": {thread.thread_id for thread in store.list_threads()},
+        "trace": {trace.trace_id for trace in store.list_traces(n=10**6)},
+    }
+    said = [store.list_messages(run_id=id, n=10**6) for id in known["run"]]
+    said += [store.list_messages(thread_id=id, n=10**6) for id in known["thread"]]
+    return known, {message.id for messages in said for message in messages}
+
+
+def one_thing(store: Store, chance: random.Random) -> None:
+    """Something that a user, or the housekeeping, does."""
+    known, _ = present(store)
+    run_id = chance.choice(sorted(known["run"])) if known["run"] else None
+    thread_id = chance.choice(sorted(known["thread"])) if known["thread"] else None
+    doing = chance.choice(
+        "run run run say say say say both thread trace flags unsay forget drop roll".split()
+    )
+    if doing == "run":
+        store.record_run(Run(type="x", started_at=f"2026-02-17T2{chance.randrange(4)}:00:00Z"))
+    elif doing == "say":
+        where = {"run_id": run_id} if chance.random() < 0.6 else {"thread_id": thread_id}
+        store.send_message("x" * chance.choice([1, 9000]), **where)
+    elif doing == "both" and run_id and thread_id:
+        store.send_message("both", run_id=run_id, thread_id=thread_id)
+    elif doing == "thread":
+        store.create_thread("Plans")
+    elif doing == "trace":
+        store.save_trace(SessionTrace(name="deploy", events=[TraceEvent(seq=1, type="x")]))
+    elif doing in ("flags", "unsay") and run_id:
+        found = store.list_messages(run_id=run_id)
+        if found and doing == "flags":
+            chosen = chance.choice(found)
+            store.set_message_flags(chosen.id, publish=not chosen.flags.publish, run_id=run_id)
+        elif found:
+            store.delete_message(chance.choice(found).id, run_id=run_id)
+    elif doing == "forget" and run_id and len(known["run"]) > 3:
+        store.delete_run(run_id)
+    elif doing == "drop" and thread_id and thread_id != "general":
+        store.delete_thread(thread_id)
+    elif doing == "roll" and len(known["run"]) > 5:
+        store.archive_runs(older_than_days=0)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, *(pytest.param(n, marks=pytest.mark.full) for n in range(4, 60))])
+def test_whoever_applies_all_changes_has_the_state(
+    make_repo: Callable[..., Path], tmp_path: Path, seed: int
+) -> None:
+    """Two clones that work, push and pull; a reader in each that resumes at tokens at random."""
+    chance = random.Random(seed)
+    server = make_repo(tmp_path / "server.git", commits=0, bare=True)
+    stores = []
+    for name in ("a", "b"):
+        top = make_repo(tmp_path / name)
+        pygit2.Repository(top).remotes.create("origin", str(server))
+        stores.append(Store.open(top, Settings(durability="os", hot_max=6, hot_min=3)))
+    mirrors = [Mirror(store.root, chance) for store in stores]
+    for _ in range(45):
+        store = chance.choice(stores)
+        if chance.random() < 0.15:
+            chance.choice((store.push, store.pull))()
+        else:
+            one_thing(store, chance)
+        if chance.random() < 0.5:
+            chance.choice(mirrors).catch_up()
+    for store, mirror in zip(stores, mirrors, strict=True):
+        mirror.catch_up(all=True)
+        known, messages = present(store)
+        assert mirror.known == known
+        assert mirror.messages.keys() == messages
