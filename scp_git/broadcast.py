@@ -120,7 +120,7 @@ class Subscription:
         return batch
 
     def _take(self, limit: int) -> list[Event]:
-        bus, batch = self._bus, []
+        bus, behind = self._bus, None
         with bus._lock:
             first = max(self._cursor, bus._head - bus.capacity, 0) + 1
             missed = first - 1 - self._cursor
@@ -130,13 +130,15 @@ class Subscription:
                 self._open = not self._end_on_lag
                 self.missed += missed
                 bus._missed += missed
-                batch.append(gap(missed, first))
+                behind = gap(missed, first)
             start, count = first % bus.capacity, min(limit, bus._head + 1 - first)
             events = bus._ring[start : start + count]
-            events += bus._ring[: count - len(events)]
+            if len(events) < count:
+                events += bus._ring[: count - len(events)]
             self._cursor = first - 1 + count
-        batch += events if self._selects is None else filter(self._selects, events)
-        return batch
+        if self._selects is not None:
+            events = list(filter(self._selects, events))
+        return [behind, *events] if behind else events
 
 
 @dataclass(slots=True, eq=False)
