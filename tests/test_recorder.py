@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -241,6 +242,25 @@ def test_what_is_no_json_does_not_lose_the_event(
     assert (event.detail, event.target, event.result) == (detail, "k", "ok")
 
 
+def test_a_hostile_field_loses_nothing_but_itself(repo: Path) -> None:
+    class NoTruth:
+        def __bool__(self) -> bool:
+            raise RuntimeError("never")
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("never")
+
+        __hash__ = object.__hash__
+
+    store = Store.open(repo)
+    trace_id = store.start_recording()
+    bus.publish("odd:ts", key="1", duration_s=NoTruth(), error=NoTruth())  # type: ignore[arg-type]
+    bus.publish("odd:root", key="2", meta={"root": NoTruth()})
+    bus.publish("odd:root", key="3", meta={"root": b"/nowhere"})
+    bus.publish("after", key="4")
+    assert targets(store.stop_recording(trace_id)) == ["1", "4"]
+
+
 def test_a_detail_that_holds_itself_is_cut(repo: Path) -> None:
     event = recorded(Store.open(repo), data={"x": LOOP})
     assert "[cut: nested too deeply]" in str(event.detail)
@@ -335,6 +355,36 @@ def test_an_event_is_in_the_spool_within_100_ms(repo: Path) -> None:
     header = spool_lines(repo, trace_id)[0]
     assert (header["spool"], header["trace_id"], header["name"], header["user"]) == (1, trace_id, "n", "Bo")
     assert header["types"] == ["a:*"]
+
+
+def test_no_event_waits_for_the_next_one(repo: Path) -> None:
+    """Each recording writes what it has, also when others encode for it."""
+    store = Store.open(repo)
+    ids = [store.start_recording() for _ in range(3)]
+    for number in range(120):
+        time.sleep(0.001 * (number % 30))
+        bus.publish("a:x", key=str(number))
+        if number % 10 == 9:
+            deadline = time.monotonic() + 5
+            while {spool_lines(repo, i)[-1].get("target") for i in ids} != {str(number)}:
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+
+
+def test_a_returned_event_takes_at_most_2_kb(repo: Path) -> None:
+    store = Store.open(repo)
+    trace_id = store.start_recording()
+    for number in range(5000):
+        data = {"target": f"pod/{number}", "status": "ok", "n": number, "text": "some text here"}
+        bus.publish("load:apply:done", key="x", data=data, duration_s=0.012)
+    tracemalloc.start()
+    try:
+        trace = store.stop_recording(trace_id)
+        size = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(trace.events) == 5000
+    assert size / 5000 < 2000
 
 
 def test_a_spool_stays_until_its_trace_is_stored(repo: Path) -> None:

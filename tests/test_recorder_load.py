@@ -69,6 +69,7 @@ def test_50_000_events_a_second_for_a_minute_into_three_recorders(repo: Path) ->
     assert result["rate"] > 0.98 * RATE
     for trace in result["traces"]:
         assert trace["count"] == trace["stored"] == result["published"] == 60 * RATE
+        assert trace["event_bytes"] < 2048
     assert list((repo / ".git/scp/recordings").iterdir()) == []
 
 

@@ -1,7 +1,7 @@
 """How an event of the bus becomes a line of a trace.
 
 Whatever an event carries, it is stored: what is no JSON is replaced by a text that says so,
-what is too big is cut. Nothing here runs code of the publisher's but ``str`` of odd keys and errors.
+what is too big is cut. Of the publisher's code nothing runs but ``str`` of odd keys and errors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,17 @@ class Line(NamedTuple):
 
 
 def encode_event(event: Event) -> Line:
-    """The line of an event; never raises."""
+    """The line of an event, whatever is in it."""
+    try:
+        return _encode(event)
+    except Exception as exc:  # a stranger's class that no test of ours foresaw
+        ts, kind = _timestamp(event.ts), _quoted(str(event.type))
+        head = f'"ts":"{ts}","type":{kind},"target":"","result":"","duration_ms":0,"detail":'
+        body = f"{head}{_not_stored(exc)}}}\n".encode(errors="replace")
+        return Line(body, (str(event.type), ""), ts, 0)
+
+
+def _encode(event: Event) -> Line:
     data, type_ = event.data, event.type
     target, status = data.get("target"), data.get("status")
     key = event.key if type(event.key) is str else _text(event.key)
@@ -148,10 +158,14 @@ def _mended(detail: Mapping[Any, Any]) -> tuple[str, bool]:
     try:
         text = dump_compact(mender.value(detail, 0))
     except Exception as exc:  # a stranger's class behind an innocent look, or changed all the time
-        return dump_compact({"not stored": f"[not JSON: {type(exc).__name__}]"}), False
+        return _not_stored(exc), False
     if len(text) > 8 * DETAIL_LIMIT:  # control characters take six each
         return dump_compact({"not stored": f"[cut: {len(text)} characters]"}), True
     return text, mender.cut
+
+
+def _not_stored(exc: Exception) -> str:
+    return dump_compact({"not stored": f"[not JSON: {type(exc).__name__}]"})
 
 
 class _Mender:

@@ -92,9 +92,12 @@ class Recorder:
         if not self._encoding.acquire(timeout=_LOCK_S):
             return False
         try:
-            return self._encode_locked(limit)
+            more = self._encode_locked(limit)
         finally:
             self._encoding.release()
+        # Who fell asleep while its events were neither here nor there has lines to write now.
+        self._wake()
+        return more
 
     def _encode_locked(self, limit: int) -> bool:
         came = self._came
@@ -110,7 +113,7 @@ class Recorder:
         """Encode what waits now, and no more: under a flood of events this would never end."""
         for _ in range(0, len(self._pending), _SLICE):
             if not self._encode(_SLICE):
-                return
+                break
             time.sleep(_YIELD_S)  # the publisher's loop gets its turn
 
     def _encode_in_turn(self) -> None:
@@ -190,6 +193,7 @@ class Recorder:
             if not self._recordings and self._attached is not None:
                 self._attached.close()
                 self._attached = None
+        self._wake()
 
     def delivered(self, recording: Recording) -> bool:
         """The caller of ``stop`` has the session; its spool is kept, and alive, until that is saved.

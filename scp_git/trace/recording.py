@@ -99,44 +99,40 @@ class Recording:
     def take(self, events: Sequence[Event], lines: list[Line | None]) -> None:
         """Add those of ``events`` that are wanted; what was encoded is in ``lines``, for all recordings.
 
-        What is lost while too much waits for the disk is counted. A loop without calls, as
-        this is done for every event by every recording.
+        What is lost while too much waits for the disk is counted.
         """
         matches, counts, append = self._matches, self._tally.kinds, self._lines.append
-        seq, appended = self._seq, self._appended
         first = last = None
         for place, event in enumerate(events):
             if event.seq <= self.after or (event.meta and not self._is_ours(event.meta)):
                 continue
             if event.type == "ledger:run":
-                self._appended = appended
                 self._take_run(event.key)
-                appended = self._appended
             if not matches(event.type):
                 continue
             line = lines[place]
             if line is None:
                 line = lines[place] = encode_event(event)
-            if appended - self._taken + len(line.body) > BUFFER_BYTES:
+            if self._appended - self._taken + len(line.body) > BUFFER_BYTES:
                 self._lost += 1
                 continue
             if self._lost:
-                self._seq, self._appended = seq, appended
                 self._add_gap(line.ts)
-                seq, appended = self._seq, self._appended
-            seq += 1
-            data = b'{"seq":%d,%b' % (seq, line.body)
+            self._seq += 1
+            data = b'{"seq":%d,%b' % (self._seq, line.body)
             append(data)
-            appended += len(data) + _LINE_BYTES
+            self._appended += len(data) + _LINE_BYTES
             counts[line.kind] += 1
             first, last = first or line, line
-        self._seq, self._appended = seq, appended
         if first and last:
             self._tally.span(first.ts, first.duration_ms, last.ts)
 
     def _is_ours(self, meta: Mapping[str, object]) -> bool:
-        root = meta.get("root")
-        return root is None or root == self._root or _real(root) in ("", self._root)
+        try:
+            root = meta.get("root")
+            return root is None or root == self._root or _real(root) in ("", self._root)
+        except Exception:  # a stranger's class; whatever it means, it is no path of ours
+            return False
 
     def _take_run(self, run_id: str) -> None:
         """A run was recorded meanwhile."""
@@ -169,8 +165,7 @@ class Recording:
             self._failure = OSError(errno.ETIMEDOUT, "the disk stands still", str(self.path))
             return False
         try:
-            while self._next_chunk():
-                assert self.spool is not None
+            while self._next_chunk() and self.spool is not None:
                 self._unwritten = self._unwritten[self.spool.write(self._unwritten) :]
             self._failure = None
         except OSError as exc:
@@ -184,6 +179,8 @@ class Recording:
 
     def _next_chunk(self) -> bytes:
         """What to write next; it is held until it was written."""
+        if self.spool is None:  # thrown away
+            return b""
         if not self._unwritten and self._lines:
             chunk, size = [], 0
             while self._lines and size < _WRITE_BYTES:

@@ -66,10 +66,17 @@ class SpoolFile:
             for _ in range(_TRIES):
                 spool = cls.take(path)
                 if spool is not None:
-                    write_all(spool._lock.fileno(), f"{dump_compact({'spool': 1, **header})}\n".encode())
-                    return spool
+                    return spool._begun({"spool": 1, **header})
                 time.sleep(0.005)  # somebody who recovers recordings looks into the empty file
             raise StorageFailed("beginning a recording", f"{path.name} is locked")
+
+    def _begun(self, header: JsonObject) -> SpoolFile:
+        try:
+            write_all(self._lock.fileno(), f"{dump_compact(header)}\n".encode())
+        except BaseException:
+            self.remove()
+            raise
+        return self
 
     @classmethod
     def take(cls, path: Path) -> SpoolFile | None:
