@@ -9,21 +9,27 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pygit2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import scp_git
 from scp_git import Counts, Run, SessionTrace, Store, bus
 from scp_git.errors import AuthFailed, RemoteError, TransferCancelled
-from scp_git.git.credentials import Credentials
+from scp_git.git.credentials import Credentials, keys, passwords
 from scp_git.git.handle import Repository
+from scp_git.git.known_hosts import is_known
 from scp_git.git.remote import Remote
 from scp_git.git.transfer import Progress
 from scp_git.git.urls import parse_url, resolve_remote
+from scp_git.git.wording import explain, harmless
 from scp_git.layout import run_tag_ref
 from tests import servers
 from tests.servers import PASSWORD, USER, Server
@@ -406,7 +412,7 @@ def test_each_source_is_tried_once_and_the_next_one_may_fit(
 
     monkeypatch.setenv("SCP_GIT_TOKEN", f"{CANARY}-2")
     (home / ".netrc").write_text(f"machine 127.0.0.1 login {USER} password {CANARY}-3\n")
-    given = Credentials(ask=ask, token=f"{CANARY}-2")
+    given = Credentials(ask=ask)
     said = kept_out(http, name, repo, AuthFailed, credentials=given)
     assert "did not accept the credentials from the caller, SCP_GIT_TOKEN, ~/.netrc" in said
     assert asked == [http.url(name)]
@@ -783,3 +789,80 @@ def test_no_repr_shows_a_secret(repo: Path) -> None:
     assert found.url.count(CANARY) == 1
     given = Credentials(token=CANARY, ssh_passphrase=CANARY, ask=lambda url: ("u", CANARY))
     assert CANARY not in f"{found!r} {given!r} {remote(found.url, repo).url!r}"
+
+
+# ---------------------------------------------------------------- anything at all
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@given(
+    TEXT,
+    st.sampled_from(["", "https://", "ssh://", "git@h:", "file://", "https://u:p@", "git+ssh://u@", "ext::"]),
+)
+def test_any_text_is_a_url_that_can_be_shown_or_is_refused(text: str, start: str) -> None:
+    try:
+        found = parse_url("origin", start + text)
+    except RemoteError as exc:
+        found, said = None, str(exc)
+    if found is None:
+        assert said.isprintable()
+        return
+    assert found.shown.isprintable() and found.plain.isprintable()
+    assert found.path is not None or (found.host and 0 < found.port < 65536)
+    assert not set(found.shown) & set("'!") or found.scheme != "ssh"
+
+
+@given(
+    st.text("abcXYZ0189%:@/?#[]&=+$,;~ _-", min_size=6, max_size=20),
+    st.sampled_from(["https", "http", "ssh", "git"]),
+)
+def test_no_password_is_shown_or_given_to_libgit2(password: str, scheme: str) -> None:
+    secret = f"{CANARY}{password}"
+    found = parse_url("origin", f"{scheme}://ada:{quote(secret, '')}@h.example/x")
+    assert found.password == secret
+    for text in (found.shown, found.plain, repr(found)):
+        assert CANARY not in text
+    said = explain(found, f"cannot open {secret} and {quote(secret, '')}", 1)
+    assert CANARY not in said
+
+
+@given(st.text(max_size=500))
+def test_any_words_of_a_server_become_one_harmless_line(words: str) -> None:
+    said = harmless(words)
+    assert said.isprintable() and len(said) <= 300
+    assert harmless("a\x1b[2J\x9b31m\u202e\r\nb") == "a [2J 31m b"
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_may_stand_in_a_users_files(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        for path in (".ssh/known_hosts", ".git-credentials", ".netrc", ".ssh/id_ed25519"):
+            (home / path).parent.mkdir(exist_ok=True)
+            (home / path).write_bytes(data)
+        is_known(home / ".ssh/known_hosts", "[h.example]:22")
+        url = parse_url("origin", "https://h.example/x")
+        assert list(passwords(url, Credentials(), home=home, helper=lambda: None)) is not None
+        assert [key.path for key in keys(Credentials(agent=False), home=home)] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        ("h.example ssh-ed25519 AAAA", True),
+        ("H.EXAMPLE,10.0.0.1 ssh-ed25519 AAAA", True),
+        ("*.example ssh-ed25519 AAAA", True),
+        ("?.example ssh-ed25519 AAAA", True),
+        ("*.example,!h.example ssh-ed25519 AAAA", False),
+        ("[h.example]:2222 ssh-ed25519 AAAA", False),
+        ("# h.example ssh-ed25519 AAAA", False),
+        ("@revoked h.example ssh-ed25519 AAAA", False),
+        ("h.exampleX ssh-ed25519 AAAA", False),
+        ("|1|!!|x ssh-ed25519 AAAA", False),
+    ],
+)
+def test_which_lines_of_known_hosts_are_about_a_host(tmp_path: Path, line: str, known: bool) -> None:
+    (tmp_path / "known_hosts").write_text(f"other ssh-rsa AAAA\n\n{line}\n")
+    assert is_known(tmp_path / "known_hosts", "h.example") == known
+    assert not is_known(tmp_path / "absent", "h.example")

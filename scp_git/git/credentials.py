@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -33,7 +33,7 @@ _ANY_USER = "x-access-token"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What a caller gives explicitly; the ``repr`` shows no secret."""
+    """What a caller gives; what is left out comes from the environment. The ``repr`` shows no secret."""
 
     username: str = ""
     token: str = field(default="", repr=False)
@@ -47,17 +47,19 @@ class Credentials:
     helper: bool = True
     """Whether the credential helper of git config may be run; it is the one program that is started."""
 
-    @classmethod
-    def from_environment(cls) -> Credentials:
-        """What the process environment says."""
+    def with_environment(self) -> Credentials:
+        """These, and from the process environment what they leave open."""
         environment = os.environ
         key, authorities = environment.get("SCP_GIT_SSH_KEY"), environment.get("GIT_SSL_CAINFO")
-        return cls(
-            username=environment.get("SCP_GIT_USERNAME", ""),
-            token=environment.get("SCP_GIT_TOKEN", ""),
-            ssh_key=Path(key).expanduser() if key else None,
-            ca_file=Path(authorities).expanduser() if authorities else None,
-            agent="SSH_AUTH_SOCK" in environment,
+        found = self
+        if not self.token:
+            user, token = environment.get("SCP_GIT_USERNAME", ""), environment.get("SCP_GIT_TOKEN", "")
+            found = replace(found, username=self.username or user, token=token)
+        return replace(
+            found,
+            ssh_key=self.ssh_key or (Path(key).expanduser() if key else None),
+            ca_file=self.ca_file or (Path(authorities).expanduser() if authorities else None),
+            agent=self.agent and "SSH_AUTH_SOCK" in environment,
         )
 
 

@@ -59,7 +59,7 @@ class Remote:
         self.url = parse_url(name, url)
         self.git_dir = git_dir
         self.timeout_s = timeout_s
-        self.credentials = credentials or Credentials.from_environment()
+        self.credentials = (credentials or Credentials()).with_environment()
         self.on_progress = on_progress
         self.cancelled = cancelled
 

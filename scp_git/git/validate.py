@@ -17,7 +17,7 @@ from scp_git.codec import MAX_RECORD_BYTES, load_object
 from scp_git.errors import RemoteError, StorageFailed, UnsupportedRepository
 from scp_git.git.anchors import State
 from scp_git.git.names import is_plain_name
-from scp_git.git.notes import MAX_NOTE_BYTES, note_target
+from scp_git.git.notes import MAX_NOTE_BYTES
 from scp_git.git.objects import BLOB, TREE, Kind, ObjectStore
 from scp_git.git.tree import (
     EMPTY_TREE,
@@ -48,6 +48,7 @@ from scp_git.layout import (
     archived_run_dir,
     deleted_path,
     is_part,
+    note_target,
 )
 
 MAX_ENTRIES = 4_000_000
