@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from scp_git.codec import dump_lines, dump_pretty, tag_message
 from scp_git.git.anchors import find_run, run_tag
+from scp_git.git.deletions import message_digest
 from scp_git.git.lines import merge_events, merge_messages
-from scp_git.git.merge import MergeReport, merge_states
+from scp_git.git.merge import merge_states
+from scp_git.git.mergereport import MergeReport
 from scp_git.git.notes import list_notes, note_target, read_note, write_note
 from scp_git.git.objects import TAG, Anchor, Kind, ObjectStore, hash_object
 from scp_git.git.tree import TreeEditor, raw_mode
@@ -151,6 +153,10 @@ class Side:
     def is_deleted(self, kind: str, id: str) -> bool:
         return (kind, id) in self.deleted
 
+    def contents(self, run_id: str) -> set[int]:
+        """What a deletion of this id by this side took."""
+        return {run.content for run in self.runs if run.run_id == run_id} or {0}
+
     def kept(self, messages: Messages) -> Messages:
         return {id: version for id, version in messages.items() if not self.is_deleted("message", id)}
 
@@ -178,9 +184,13 @@ class Side:
         for path, text in self.own.items():
             state.ledger.put(path, text.encode())
         for (kind, id), (ts, user) in self.deleted.items():
-            copies = [RunCopy(id, anchor=n) for n in range(2)] if self.knowing else self.runs
-            tags = sorted({run.tag() or "" for run in copies if run.run_id == id} - {""})
-            record = {"id": id, "ts": ts, "user": user, **({"tags": tags} if kind == "run" else {})}
+            record: Json = {"id": id, "ts": ts, "user": user}
+            if kind == "run":
+                gone = [RunCopy(id, content=content) for content in self.contents(id)]
+                known = [replace(run, anchor=n) for run in gone for n in range(2)]
+                copies = known if self.knowing else self.runs
+                record["tags"] = sorted({run.tag() or "" for run in copies if run.run_id == id} - {""})
+                record["digests"] = sorted(message_digest(tag_message(run.record())) for run in gone)
             state.archive.put("FORMAT", b"1\n")
             state.archive.put(deleted_path(kind, id), dump_pretty(record))
         return state.ids()
@@ -356,13 +366,25 @@ def content_of(record: Json) -> Json:
     return {key: value for key, value in record.items() if key not in ("anchor", "run_id")}
 
 
+def taken_by_deletions(sides: list[Side]) -> set[tuple[str, int]]:
+    """The runs that were deleted, by id and content."""
+    return {
+        (id, content)
+        for side in sides
+        for kind, id in side.deleted
+        if kind == "run"
+        for content in side.contents(id)
+    }
+
+
 def check_nothing_lost(result: State, sides: list[Side]) -> None:
     runs, messages = stored_runs(result), stored_messages(result)
     gone = {key for side in sides for key in side.deleted}
+    taken = taken_by_deletions(sides)
     known: set[str] = set()
     for side in sides:
         for run in side.present():
-            if ("run", run.run_id) in gone:
+            if (run.run_id, run.content) in taken:
                 continue
             (survivor,) = [
                 id for id in run.ids() if id in runs and content_of(runs[id][0]) == content_of(run.record())
@@ -393,12 +415,14 @@ def check_nothing_lost(result: State, sides: list[Side]) -> None:
 
 def check_deletions_win(result: State, sides: list[Side]) -> None:
     runs, messages = stored_runs(result), stored_messages(result)
+    taken = taken_by_deletions(sides)
     for side in sides:
         for kind, id in side.deleted:
             assert result.archive.read(deleted_path(kind, id)), "a deletion is never removed"
             if kind == "run":
                 assert id not in runs and not result.ledger.has_dir(run_chat_dir(id))
-                tags = {run.tag() for other in sides for run in other.runs if run.run_id == id}
+                copies = [run for other in sides for run in other.runs if run.run_id == id]
+                tags = {run.tag() for run in copies if (id, run.content) in taken}
                 assert not tags & set(list_notes(result.notes)), "the note on a deleted run's tag"
             elif kind == "message":
                 assert not [place for place, ids in messages.items() if id in ids]
@@ -418,7 +442,7 @@ def deletions_win(one: Side, two: Side, three: Side) -> None:
 
 
 PLAIN = sides()
-TWINS = sides(contents=3, anchors=2, deletable=("thread", "trace", "message"))
+TWINS = sides(contents=3, anchors=2)
 IGNORANT = sides(knowing=False)
 EXTRAS = sides(extras=["", "x", "y"], deletable=())
 
@@ -436,6 +460,7 @@ LAWS: dict[str, tuple[Callable[..., None], list[st.SearchStrategy[Side]]]] = {
     "nothing lost": (nothing_is_lost, [PLAIN, PLAIN, PLAIN]),
     "nothing lost, twins": (nothing_is_lost, [TWINS, TWINS, TWINS]),
     "deletions win": (deletions_win, [PLAIN, PLAIN, PLAIN]),
+    "deletions win, twins": (deletions_win, [TWINS, TWINS, TWINS]),
     "deletions win, ignorant": (deletions_win, [IGNORANT, IGNORANT, IGNORANT]),
     "commutative, ignorant": (it_does_not_matter_who_merges, [IGNORANT, IGNORANT]),
 }
@@ -782,3 +807,49 @@ def test_files_in_odd_places_do_not_stop_a_merge(path: str, where: str) -> None:
         found = {run_id: find_run(State(ids), run_id) for run_id in RUN_IDS}
         assert None not in found.values()
         assert merge(ids, ours) == ids and merge(ids, theirs) == ids
+
+
+# ---------------------------------------------------------------- deletions, and what comes after them
+
+
+def test_a_note_that_arrives_for_the_tag_of_a_deleted_run_is_not_taken() -> None:
+    """``git notes append`` in a clone that knows of the deletion, or the notes alone were pushed."""
+    run = RunCopy("r2", anchor=0)
+    deleted = Side([run], deleted={("run", "r2"): ("t1", "Ada")}).ids()
+    late = State()
+    write_note(late.notes, str(run.tag()), message_lines({"msg_1": (0, False, "hi")}))
+    late_ids = late.ids()
+    assert merge(deleted, late_ids) == merge(late_ids, deleted)
+    assert not list_notes(State(merge(deleted, late_ids)).notes)
+
+
+def test_a_deletion_takes_what_was_deleted_and_no_other_run_of_that_id() -> None:
+    mine, theirs = RunCopy("r2", content=0, anchor=0), RunCopy("r2", content=1, anchor=0)
+    said = {"r2": {"msg_1": (0, False, "hi")}}
+    deleted = Side([mine], deleted={("run", "r2"): ("t1", "Ada")}).ids()
+    other = Side([theirs], notes=said, run_chat={"r2": {"msg_2": (0, False, "ho")}}).ids()
+    (new_id,) = theirs.ids() - {"r2"}
+    for ids in (merge(deleted, other), merge(other, deleted)):
+        state = State(ids)
+        assert set(stored_runs(state)) == {new_id}
+        assert stored_messages(state) == {f"chat/runs/{new_id}": {"msg_1", "msg_2"}}
+        assert merge(ids, Side([mine]).ids()) == ids, "what was deleted does not come back"
+        assert merge(ids, other) == ids
+
+
+def test_a_deletion_finds_the_run_where_a_merge_has_put_it() -> None:
+    first, second = RunCopy("r2", content=1, anchor=0), RunCopy("r2", content=0, anchor=0)
+    both = merge(Side([first]).ids(), Side([second], notes={"r2": {"msg_1": (0, False, "hi")}}).ids())
+    assert len(stored_runs(State(both))) == 2
+    deleted = Side([second], deleted={("run", "r2"): ("t1", "Ada")}).ids()
+    (moved,) = first.ids() - {"r2"}
+    for ids in (merge(both, deleted), merge(deleted, both)):
+        assert set(stored_runs(State(ids))) == {moved}, "the id is deleted, the other run is not"
+        assert stored_messages(State(ids)) == {}
+
+
+def test_a_deletion_without_digests_covers_whatever_bears_the_id() -> None:
+    deletion = with_file(deleted_path("run", "r2"), dump_pretty({"id": "r2", "ts": "t"}), "archive")
+    for content in (0, 1):
+        ids, report = merged(Side([RunCopy("r2", content=content, anchor=0)]).ids(), deletion)
+        assert not stored_runs(State(ids)) and len(report.gone_tags) == 1

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from scp_git.git.files import unlink
 from scp_git.git.history import History
 from scp_git.git.locks import remove_own_lock
-from scp_git.git.merge import MergeReport, merge_states
+from scp_git.git.merge import merge_states
+from scp_git.git.mergereport import MergeReport
 from scp_git.git.objects import ObjectStore, Reader
 from scp_git.git.pack import remove_stale
 from scp_git.git.publish import SCRATCH_PREFIX, Intent, Publisher

@@ -14,7 +14,8 @@ from scp_git.errors import RemoteError
 from scp_git.git.copying import Joined, copy_history, copy_tree
 from scp_git.git.handle import Repository
 from scp_git.git.history import History, Relation
-from scp_git.git.merge import MergeReport, merge_states
+from scp_git.git.merge import merge_states
+from scp_git.git.mergereport import MergeReport
 from scp_git.git.objects import ObjectStore, Reader
 from scp_git.git.transaction import Footing, Transaction
 from scp_git.git.tree import TreeEditor

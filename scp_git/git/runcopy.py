@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from scp_git.codec import JsonObject, dump_pretty, tag_message
 from scp_git.git.anchors import run_tag
 from scp_git.git.lines import parse_line
@@ -70,6 +68,6 @@ class RunCopy:
 _NO_ANCHOR = Anchor("", "")
 
 
-def other_id(run_id: str, message: str) -> str:
-    """The id of a run that lost its own to another run: a function of its content."""
-    return f"{run_id[:119]}-{hashlib.sha1(message.encode(), usedforsecurity=False).hexdigest()[:8]}"
+def other_id(run_id: str, digest: str) -> str:
+    """The id of a run that had to give up its own: a function of what it says."""
+    return f"{run_id[:119]}-{digest[:8]}"

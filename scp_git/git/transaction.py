@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 from scp_git.errors import ScpGitError, StorageFailed
 from scp_git.git.anchors import find_run, read_record, run_tag
+from scp_git.git.deletions import texts_of
 from scp_git.git.handle import Identity, Repository
-from scp_git.git.merge import MergeReport
+from scp_git.git.mergereport import MergeReport
 from scp_git.git.objects import COMMIT, TAG, Anchor, ObjectStore, is_oid
 from scp_git.git.publish import RefChange
 from scp_git.git.refs import Refs, Survey
@@ -170,9 +171,9 @@ class Transaction:
         """After a merge: make and replace the tags of the runs that came in, remove those of deleted ones."""
         replaced = frozenset(report.replaced_tags)
         for run_id in sorted(report.runs):
-            if self.is_deleted("run", run_id):
-                record = read_record(self.archive, deleted_path("run", run_id)) or {}
-                if self.tag(run_id) in (record.get("tags") or ()):
+            if find_run(self, run_id) is None:
+                deletion = read_record(self.archive, deleted_path("run", run_id)) or {}
+                if self.tag(run_id) in texts_of(deletion, "tags") | report.gone_tags:
                     self.remove_tag(run_id)
             else:
                 self.project_tag(run_id, replacing=replaced)

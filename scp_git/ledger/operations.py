@@ -21,6 +21,7 @@ from scp_git.codec import (
 )
 from scp_git.errors import AlreadyExists, RecordTooLarge
 from scp_git.git.anchors import anchored_tag, find_run, read_record, run_tag
+from scp_git.git.deletions import run_digest
 from scp_git.git.notes import remove_note
 from scp_git.git.objects import Anchor
 from scp_git.git.transaction import Transaction
@@ -196,6 +197,7 @@ class DeleteRuns:
         if find_run(tx, run_id) is None:
             return False
         tags = {tag for tag in (tx.remove_tag(run_id), anchored_tag(tx, run_id)) if tag}
+        digest = run_digest(tx, run_id)
         for tag in tags:
             remove_note(tx.notes, tag)
         # A crash without fsync may have left a run that was on its way to the archive in both places.
@@ -204,6 +206,8 @@ class DeleteRuns:
         tx.ledger.remove(run_chat_dir(run_id))
         tx.deferred.discard(run_id)
         deletion = {"id": run_id, "ts": now_iso(), "user": tx.identity.name, "tags": sorted(tags)}
+        if digest:
+            deletion["digests"] = [digest]
         tx.archive.put(deleted_path("run", run_id), dump_pretty(deletion))
         tx.subjects.append(f"ledger: delete {run_id}")
         return True
