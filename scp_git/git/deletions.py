@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 
 from scp_git.codec import JsonObject, tag_message
-from scp_git.git.anchors import State, find_run, read_record
+from scp_git.git.anchors import State, find_run, read_record, run_tag
+from scp_git.git.objects import TAG, Anchor, hash_object
+from scp_git.git.runcopy import other_id
 from scp_git.git.tree import TreeEditor
 from scp_git.layout import DELETED, RUN_FILE, deleted_path
 
@@ -24,12 +26,28 @@ def message_digest(message: str) -> str:
     return hashlib.sha1(message.encode(), usedforsecurity=False).hexdigest()
 
 
-def run_digest(state: State, run_id: str) -> str | None:
-    """The digest of a stored run; ``None`` if it is damaged: then its deletion covers all of its id."""
+def tags_and_digest(state: State, run_id: str) -> tuple[set[str], str | None]:
+    """What the record of a run's deletion holds: the tags of the run, and its digest.
+
+    The tags are those under its id and under the other one that a merge may give it.
+    No digest if the run is damaged: then its deletion covers whatever bears the id.
+    """
     found = find_run(state, run_id)
     record = read_record(found[0], f"{found[1]}/{RUN_FILE}") if found else None
     try:
-        return message_digest(tag_message(record)) if record else None
+        digest = message_digest(tag_message(record)) if record else None
+    except ValueError:
+        return set(), None
+    if record is None or digest is None:
+        return set(), None
+    return {tag for id in (run_id, other_id(run_id, digest)) if (tag := tag_under(record, id))}, digest
+
+
+def tag_under(record: JsonObject, run_id: str) -> str | None:
+    """The tag object that a run's anchor gives if the run bears this id."""
+    anchor = Anchor.parse(record.get("anchor"))
+    try:
+        return hash_object(TAG, run_tag(run_id, {**record, "run_id": run_id}, anchor)) if anchor else None
     except ValueError:
         return None
 

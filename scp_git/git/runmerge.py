@@ -15,7 +15,7 @@ from scp_git.codec import tag_message
 from scp_git.git.anchors import State
 from scp_git.git.chatmerge import is_conversation, merge_conversation
 from scp_git.git.conversation import Conversation
-from scp_git.git.deletions import covers, deletion_of, message_digest, texts_of
+from scp_git.git.deletions import covers, deletion_of, message_digest, tag_under, texts_of
 from scp_git.git.lines import merge_parts
 from scp_git.git.mergereport import MergeReport
 from scp_git.git.names import is_plain_path
@@ -97,11 +97,14 @@ class RunMerge:
         former = deletion_of(self.ours, first)
         if former is None:
             return None
-        digest = message_digest(tag_message({**sound.record, "run_id": first}))
+        digest = message_digest(_said_as(group, first))
         return first if digest.startswith(match[2]) and digest in texts_of(former, "digests") else None
 
     def _drop(self, deletion: str, run_id: str, copies: list[RunCopy]) -> None:
+        """Take out a deleted run; its tags under both of its ids are noted, whichever it had."""
+        other = other_id(deletion, message_digest(_said_as(copies, deletion)))
         tags = {tag for copy in copies for tag in copy.tags}
+        tags |= {tag for copy in copies for id in (deletion, other) if (tag := tag_under(copy.record, id))}
         self.gone.setdefault(deletion, set()).update(tags)
         self.report.gone_tags |= tags
         self.report.runs.add(run_id)
@@ -176,6 +179,12 @@ class RunMerge:
             files[RUN_FILE] = best.files[RUN_FILE]
         for name, data in files.items():
             editor.put(f"{folder}/{name}", data)
+
+
+def _said_as(group: list[RunCopy], run_id: str) -> str:
+    """What the tag of a run would say if it had this id; empty if all copies are damaged."""
+    records = (copy.record for copy in group if copy.record)
+    return next((tag_message({**record, "run_id": run_id}) for record in records), "")
 
 
 def _by_run(copies: list[RunCopy]) -> list[tuple[str, list[RunCopy]]]:

@@ -20,8 +20,8 @@ from scp_git.codec import (
     tag_message,
 )
 from scp_git.errors import AlreadyExists, RecordTooLarge
-from scp_git.git.anchors import anchored_tag, find_run, read_record, run_tag
-from scp_git.git.deletions import run_digest
+from scp_git.git.anchors import find_run, read_record, run_tag
+from scp_git.git.deletions import tags_and_digest
 from scp_git.git.notes import remove_note
 from scp_git.git.objects import Anchor
 from scp_git.git.transaction import Transaction
@@ -196,8 +196,9 @@ class DeleteRuns:
     def _delete(self, tx: Transaction, run_id: str) -> bool:
         if find_run(tx, run_id) is None:
             return False
-        tags = {tag for tag in (tx.remove_tag(run_id), anchored_tag(tx, run_id)) if tag}
-        digest = run_digest(tx, run_id)
+        tags, digest = tags_and_digest(tx, run_id)
+        present = tx.remove_tag(run_id)
+        tags |= {present} if present else set()
         for tag in tags:
             remove_note(tx.notes, tag)
         # A crash without fsync may have left a run that was on its way to the archive in both places.
