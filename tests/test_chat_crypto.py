@@ -386,6 +386,7 @@ def _timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_does_not_inherit_a_held_lock() -> None:
     sealed = encrypt_text("canary", ROOT)
     with crypto._derived._lock:

@@ -108,6 +108,19 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert found == [None]
 
 
+def test_a_file_that_fails_when_it_is_read_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(fd: int, size: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    write_env(tmp_path, b"CONTENT_VAULT_ENC_KEY=s3cret\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(keys.os, "read", fail)
+        assert find_key(tmp_path) is None
+    assert len(caplog.messages) == 1
+
+
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path = write_env(tmp_path, b"CONTENT_VAULT_ENC_KEY=s3cret\n")
     os.truncate(path, 10**9)

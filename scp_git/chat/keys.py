@@ -60,23 +60,23 @@ def _read(path: str) -> tuple[bytes, int]:
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(fd).st_mode
+            data = os.read(fd, MAX_ENV_BYTES + 1) if stat.S_ISREG(mode) else b""
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return b"", 0
     except OSError:
         _warn_once(path, "%s cannot be read; %s is not taken from it")
         return b"", 0
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            _warn_once(path, "%s is no regular file; %s is not taken from it")
-            return b"", 0
-        data = os.read(fd, MAX_ENV_BYTES + 1)
-        if len(data) > MAX_ENV_BYTES:
-            _warn_once(path, f"%s has more than {MAX_ENV_BYTES} bytes; %s is not taken from it")
-            return b"", 0
-        return data, status.st_mode
-    finally:
-        os.close(fd)
+    if not stat.S_ISREG(mode):
+        _warn_once(path, "%s is no regular file; %s is not taken from it")
+    elif len(data) > MAX_ENV_BYTES:
+        _warn_once(path, f"%s has more than {MAX_ENV_BYTES} bytes; %s is not taken from it")
+    else:
+        return data, mode
+    return b"", 0
 
 
 def _usable(value: str, source: str) -> str | None:
