@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from scp_git.api.mentions import complete_mention, resolve_mentions
     from scp_git.api.publish import publish_chat
-    from scp_git.api.search import search
+    from scp_git.api.search import search, stats
     from scp_git.api.sync import pull_chat, pull_ledger, push_chat, push_ledger
     from scp_git.api.traces import (
         active_recordings,
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from scp_git.git.credentials import Credentials
     from scp_git.git.maintenance import Maintenance
     from scp_git.git.transfer import Progress
+    from scp_git.index.stats import LedgerStats, Room
     from scp_git.ledger.importing import ImportReport, Rejected
     from scp_git.ledger.tracking import TrackedRun
     from scp_git.models import (
@@ -121,7 +122,7 @@ _HOMES = {
         "record_run",
         "track_run",
     ),
-    "scp_git.api.search": ("search",),
+    "scp_git.api.search": ("search", "stats"),
     "scp_git.api.sync": ("pull_chat", "pull_ledger", "push_chat", "push_ledger"),
     "scp_git.api.traces": (
         "active_recordings",
@@ -164,6 +165,7 @@ _HOMES = {
     "scp_git.git.transfer": ("Progress",),
     "scp_git.git.maintenance": ("Maintenance",),
     "scp_git.ledger.importing": ("ImportReport", "Rejected"),
+    "scp_git.index.stats": ("LedgerStats", "Room"),
     "scp_git.ledger.tracking": ("TrackedRun",),
     "scp_git.models": (
         "ChatMessage",
@@ -199,6 +201,7 @@ __all__ = [
     "InvalidId",
     "InvalidSettings",
     "KeyMissing",
+    "LedgerStats",
     "Maintenance",
     "Mention",
     "MessageFlags",
@@ -215,6 +218,7 @@ __all__ = [
     "Rejected",
     "RemoteError",
     "RepositoryBusy",
+    "Room",
     "Run",
     "RunEvent",
     "ScpGitError",
@@ -275,6 +279,7 @@ __all__ = [
     "send_message",
     "set_message_flags",
     "start_recording",
+    "stats",
     "stop_recording",
     "suggest_classification",
     "trace_to_otlp",

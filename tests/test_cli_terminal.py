@@ -376,6 +376,8 @@ def test_the_help_and_the_page_name_every_exit_code_and_option() -> None:
         assert re.search(rf"^\| {code} \|", page, re.MULTILINE)
     commands = [
         ["run"],
+        ["search"],
+        ["stats"],
         ["completion"],
         *(["ledger", name] for name in ("list", "show", "record", "delete", "prune")),
         *(["trace", name] for name in ("list", "show", "export", "recover", "delete")),

@@ -58,12 +58,14 @@ def test_a_hit_says_what_it_is_and_where(store: Store) -> None:
         metadata={"a": ["b7"]},
     )
     store.record_run(run)
+    title = "Rolled out the gateway"
     assert store.search("gateway") == [
         SearchHit(
-            kind="run", id=run.run_id, title="Rolled out the gateway", snippet=store.search("b7")[0].snippet,
-            time=run.started_at, user="ada", run_id=run.run_id,
+            kind="run", id=run.run_id, title=title, snippet=title, time=run.started_at, user="ada",
+            run_id=run.run_id,
         )
     ]  # fmt: skip
+    assert store.search("b7 rolled")[0].snippet.startswith("apply k8s:apply ok ada run_")
     thread = store.create_thread("Gateway trouble", user="bob", anchor_run=run.run_id)
     message = store.send_message(
         "the gateway answers slowly since noon", user="eve", run_id=run.run_id, thread_id=thread.thread_id

@@ -8,6 +8,7 @@ from click.shell_completion import get_completion_class
 from scp_git.cli.chat import chat
 from scp_git.cli.ledger import ledger
 from scp_git.cli.run import run
+from scp_git.cli.search import search, stats
 from scp_git.cli.sync import pull, push, status, sync
 from scp_git.cli.terminal import emit
 from scp_git.cli.trace import trace
@@ -85,5 +86,5 @@ app.add_command(maintain)
 app.add_command(run)
 app.add_command(trace)
 app.add_command(watch)
-for command in (sync, push, pull, status):
+for command in (search, stats, sync, push, pull, status):
     app.add_command(command)

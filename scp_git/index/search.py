@@ -32,6 +32,7 @@ _REFS = (NOTES_REF, LEDGER_REF, ARCHIVE_REF)
 _SLOT_BITS = 14
 _EPOCH = datetime(1, 1, 1, tzinfo=UTC)
 _SNIPPET_WORDS = 16
+_MATCH = "\1"
 _MAX_N = 2**31
 _SCHEMA = (
     """CREATE TABLE docs (
@@ -76,6 +77,17 @@ class SearchIndex:
             return self._database.answer(self._tips, self._update, ask.answer)
         except Unusable:
             return self._without_a_file(ask.answer)
+
+    def counts(self) -> dict[str, int]:
+        """How many records there are of each kind."""
+
+        def count(db: sqlite3.Connection) -> dict[str, int]:
+            return dict(db.execute("SELECT kind, count(DISTINCT id) FROM docs GROUP BY kind").fetchall())
+
+        try:
+            return self._database.answer(self._tips, self._update, count) if any(self._tips()) else {}
+        except Unusable:
+            return self._without_a_file(count)
 
     def close(self) -> None:
         """Close what is kept open between reads."""
@@ -193,11 +205,11 @@ class _Question:
         return hits[: self._n]
 
     def _candidates(self, db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-        """The rows that hold all terms, newest first, each with its snippet at the end."""
+        """The rows that hold all terms, newest first, each with snippets of body and title at the end."""
         if self._fts:
             columns = ", ".join(f"docs.{name}" for name in ("number", *_FIELDS))
             yield from db.execute(
-                f"SELECT {columns}, snippet(words, 1, '', '', '…', {_SNIPPET_WORDS})"
+                f"SELECT {columns}, {_snippet(1)}, {_snippet(0)}"
                 " FROM words JOIN docs ON docs.number = words.rowid WHERE words MATCH ?"
                 " ORDER BY words.rowid DESC",
                 (to_fts(self._terms, self._kinds),),
@@ -206,11 +218,12 @@ class _Question:
         for row in db.execute(f"SELECT number, {', '.join(_FIELDS)} FROM docs ORDER BY number DESC"):
             words = (split_words(row[4]), split_words(row[5]))
             if row[1] in self._kinds and all(any(map(term.matches, words)) for term in self._terms):
-                yield (*row, " ".join(row[5].split()[:_SNIPPET_WORDS]))
+                texts = [" ".join(text.split()[:_SNIPPET_WORDS]) for text in (row[5], row[4])]
+                yield (*row, *texts)
 
     def _hit(self, db: sqlite3.Connection, row: tuple[Any, ...]) -> SearchHit | None:
         """What is shown of a row; ``None`` if readers would not show it."""
-        _, kind, id, time, title, _, user, run_id, thread_id, rank, noted, line, snippet = row
+        _, kind, id, time, title, _, user, run_id, thread_id, rank, noted, line, *snippets = row
         if db.execute(_BETTER, (kind, id, rank, rank, line)).fetchone():
             return None
         if kind == "message":
@@ -222,6 +235,7 @@ class _Question:
                 return None
             if thread_id is None or run_id is None:
                 run_id, thread_id = self._places(db, id, rank, run_id, thread_id)
+        snippet = next((text for text in snippets if _MATCH in text), snippets[0]).replace(_MATCH, "")
         return SearchHit(
             kind=kind, id=id, title=title, snippet=" ".join(snippet.split()), time=time, user=user,
             run_id=run_id, thread_id=thread_id,
@@ -252,6 +266,11 @@ class _Question:
             if self._repository.refs.read(run_tag_ref(run_id)) == noted:
                 return str(run_id)
         return None
+
+
+def _snippet(column: int) -> str:
+    """The words around a match in one column, which is marked; the column's beginning if there is none."""
+    return f"snippet(words, {column}, char({ord(_MATCH)}), '', '…', {_SNIPPET_WORDS})"
 
 
 def _exists(db: sqlite3.Connection, run_id: str) -> bool:

@@ -156,5 +156,5 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _cut(texts: list[str]) -> str:
-    """The texts in lines, without what SQLite would take for their end."""
-    return "\n".join(text for text in texts if text)[:MAX_TEXT].replace("\0", " ")
+    """The texts in lines, without what SQLite would take for their end, or a search for its mark."""
+    return "\n".join(text for text in texts if text)[:MAX_TEXT].translate({0: " ", 1: " "})

@@ -1,4 +1,4 @@
-"""The verb for searching, synchronous."""
+"""The verbs for searching and counting, synchronous."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 from scp_git.git.handle import Repository
 from scp_git.index.search import SearchIndex
+from scp_git.index.stats import LedgerStats, gather
 from scp_git.models import SearchHit, SearchKind
 from scp_git.settings import Settings
-from scp_git.store.core import StoreCore
+from scp_git.store.ledger import LedgerVerbs
 
 
-class SearchVerbs(StoreCore):
-    """Finding runs, messages, traces and threads by their words."""
+class SearchVerbs(LedgerVerbs):
+    """Finding runs, messages, traces and threads by their words, and counting them."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         super().__init__(repository, settings)
@@ -28,3 +29,7 @@ class SearchVerbs(StoreCore):
         Raises ``ValueError`` for a kind that there is not.
         """
         return self._search.search(query, kinds, n)
+
+    def stats(self) -> LedgerStats:
+        """How many runs, messages, threads and traces there are, and the room they take on the disk."""
+        return gather(self._repository, self._index, self._search)
