@@ -216,6 +216,21 @@ def test_a_thread_is_deleted_with_its_messages(chat: Chat) -> None:
     assert chat("thread", "delete", "general").code != 0
 
 
+# ---------------------------------------------------------------- mentions
+
+
+def test_mentions_are_completed(chat: Chat, run_id: str) -> None:
+    assert [row[0] for row in rows(chat("mention", "@t"))] == ["@thread:", "@trace:"]
+    assert rows(chat("mention", "@run:dep")) == [
+        ["@run:run-1", "deploy: v3", rows(chat("mention", "@run:"))[0][2]]
+    ]
+    assert json.loads(chat("mention", "@file:", "--json").out) == [
+        {"mention": "@file:file.txt", "label": "file.txt", "detail": "file"}
+    ]
+    assert chat("mention", "@file:", "-n", "1").out == "@file:file.txt\tfile.txt\tfile\n"
+    assert chat("mention", "nothing") == Result(0, "", "")
+
+
 # ---------------------------------------------------------------- publishing
 
 
@@ -323,6 +338,7 @@ def test_every_command_has_help_and_stands_in_the_documentation(chat: Chat) -> N
         "list",
         "delete",
         "flags",
+        "mention",
         "threads",
         "publish",
         "keygen",

@@ -171,6 +171,22 @@ def flags(
         emit(message.id + "\n")
 
 
+@chat.command()
+@click.argument("prefix")
+@click.option("-n", "count", metavar="N", type=_COUNT, default=20, show_default=True, help="At most N.")
+@_JSON_OPTION
+@click.pass_obj
+def mention(path: str | None, prefix: str, count: int, as_json: bool) -> None:
+    """Say what PREFIX, such as @run:dep or @file:src/, may become in a message, the newest first.
+
+    On a terminal a table; else one line each with TAB between the mention, its label and detail. After the
+    colon an id's beginning is looked for, or words of label and detail.
+    """
+    with opened(path) as store:
+        found = store.complete_mention(prefix, n=count)
+    conversation.print_mentions(found, as_json=as_json)
+
+
 # ---------------------------------------------------------------- threads
 
 

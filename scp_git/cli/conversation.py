@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Resolve = Callable[[str], "list[Mention]"]
 
 _MESSAGE_HEADER = ("id", "time (UTC)", "user", "thread", "run", "flags", "text")
+_MENTION_HEADER = ("mention", "label", "detail")
 _THREAD_HEADER = ("id", "created (UTC)", "by", "run", "tags", "title")
 _THREAD_OPTIONAL = ("run", "tags", "by", "created (UTC)")
 
@@ -63,6 +64,14 @@ def _shown(message: ChatMessage, resolve: Resolve, given: Collection[str | None]
         if meaning != mention.id:
             lines.append(styled(f"    {neutralise(str(mention))}: {neutralise(meaning)}", "dim"))
     return "\n".join(lines) + "\n"
+
+
+def print_mentions(mentions: Sequence[Mention], *, as_json: bool) -> None:
+    rows = [(str(mention), mention.label, mention.detail) for mention in mentions]
+    if as_json:
+        print_json([dict(zip(_MENTION_HEADER, row, strict=True)) for row in rows])
+    else:
+        print_rows(_MENTION_HEADER, rows)
 
 
 # ---------------------------------------------------------------- threads
