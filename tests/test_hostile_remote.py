@@ -8,9 +8,13 @@ import os
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pygit2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pygit2.enums import ObjectType
 
 from scp_git import Run, Store
@@ -20,10 +24,11 @@ from scp_git.git import validate
 from scp_git.git.handle import Repository
 from scp_git.git.history import History
 from scp_git.git.merge import merge_states
-from scp_git.git.objects import ObjectStore
+from scp_git.git.names import is_plain_path
+from scp_git.git.objects import Kind, ObjectStore, hash_object
 from scp_git.git.remote import Remote
 from scp_git.git.snapshot import Snapshot, snapshot
-from scp_git.git.tree import raw_mode
+from scp_git.git.tree import TreeEditor, raw_mode
 from scp_git.git.validate import Fetched, Skipped, fetched_state
 from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF, archived_run_dir, deleted_path, run_dir
 
@@ -549,6 +554,22 @@ def test_a_pull_takes_what_is_good_and_says_what_is_not(hostile: Hostile, repo: 
     assert store.sync().in_step
 
 
+def test_tags_of_the_remote_are_not_looked_at(hostile: Hostile, repo: Path, git: Callable[..., str]) -> None:
+    """Issue SYNC, point 5: a tag is only ever made from its anchor."""
+    here = git(repo, "rev-parse", "HEAD").strip()
+    anchor = {"target": here, "tagger": "Eve <eve@example.org> 1700000000 +0000"}
+    files = {**GOOD, f"{run_dir('mine')}/run.json": run_json("mine", anchor=anchor)}
+    tip = hostile.publish(LEDGER_REF, hostile.files(files))
+    for name in ("good", "mine", "unheard-of", "../../heads/main"):
+        path = (hostile.path / "refs/tags/scp/run" / name).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{tip}\n")
+    git(repo, "remote", "add", "origin", str(hostile.path))
+    Store.open(repo).pull()
+    shown = git(repo, "for-each-ref", "--format=%(refname) %(*objectname)", "refs/tags")
+    assert shown == f"refs/tags/scp/run/mine {here}\n"
+
+
 # ---------------------------------------------------------------- what never leaves the view
 
 
@@ -577,3 +598,108 @@ def test_a_branch_that_was_fetched_by_hand_leads_nowhere(
     assert not (repo / ".scp-ledger/link").is_symlink()
     assert json.loads((repo / ".scp-ledger/ledger/runs/mine/run.json").read_text())["run_id"] == "mine"
     assert os.listdir(repo / ".scp-ledger/ledger/runs") == ["mine"]
+
+
+# ---------------------------------------------------------------- anything at all
+
+
+class Memory:
+    """An object database that holds whatever it is given."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[Kind, bytes]] = {}
+
+    def add(self, kind: Kind, data: bytes) -> str:
+        oid = hash_object(kind, data)
+        self.objects[oid] = (kind, data)
+        return oid
+
+    def read(self, oid: str, *, limit: int | None = None) -> tuple[Kind, bytes] | None:
+        return self.objects.get(oid)
+
+    def kind(self, oid: str) -> Kind | None:
+        return self.objects[oid][0] if oid in self.objects else None
+
+    def header(self, oid: str) -> tuple[Kind, int] | None:
+        found = self.objects.get(oid)
+        return (found[0], len(found[1])) if found else None
+
+
+class State:
+    def __init__(self, store: ObjectStore) -> None:
+        self.ledger, self.archive, self.notes = (TreeEditor(store) for _ in range(3))
+
+
+GOOD_RUN = f"{run_dir('good')}/run.json"
+BYTES = st.one_of(
+    st.binary(max_size=20), st.sampled_from(list(UNREADABLE.values())), st.just(run_json("bad"))
+)
+NAME = st.one_of(
+    st.sampled_from(
+        [*NAMES.values(), b"run.json", b"events.jsonl", b"messages.jsonl", b"FORMAT", b"ab", b"c" * 38]
+    ),
+    st.sampled_from(
+        [b"ledger", b"runs", b"chat", b"threads", b"traces", b"deleted", b"run", b"other", b"bad"]
+    ),
+    st.binary(min_size=1, max_size=8).map(lambda name: name.replace(b"\0", b"x")),
+)
+MODE = st.sampled_from([FILE, FILE, FILE, b"100755", LINK, MODULE, FOLDER, b"040000", b"100666", b"000000"])
+GROWN = st.recursive(BYTES, lambda inner: st.lists(st.tuples(MODE, NAME, inner), max_size=5), max_leaves=25)
+PLACES = st.sampled_from(
+    ["", "ledger", "ledger/runs", "ledger/runs/bad", "chat/threads", "chat/runs", "runs", "deleted"]
+)
+
+
+@given(GROWN, PLACES, st.sampled_from([LEDGER_REF, ARCHIVE_REF, NOTES_REF]), st.booleans(), st.randoms())
+def test_any_tree_is_survived_and_what_is_good_comes_in(
+    grown: Any, place: str, ref: str, lose: bool, random: Random
+) -> None:
+    memory = Memory()
+
+    def store_it(value: Any) -> str:
+        if isinstance(value, bytes):
+            return memory.add("blob", value)
+        rows = [
+            (FOLDER if isinstance(inner, list) and mode == FILE else mode)
+            + b" "
+            + name
+            + b"\0"
+            + bytes.fromhex(store_it(inner))
+            for mode, name, inner in value
+        ]
+        return memory.add("tree", b"".join(rows))
+
+    hostile = store_it(grown)
+    kind = FOLDER if memory.objects[hostile][0] == "tree" else FILE
+    if lose and memory.objects:
+        del memory.objects[random.choice(sorted(memory.objects))]
+    good = TreeEditor(ObjectStore(memory))
+    good.put(GOOD_RUN, run_json("good"))
+    for part in [part for part in [place] if part]:
+        good.put(f"{part}/placeholder", b"x")
+    folder = good.folder(place)
+    assert folder is not None
+    folder.put(b"odd", kind + b" odd\0" + bytes.fromhex(hostile), None)
+    for depth in range(len(place.split("/")) + 1):
+        above = good.folder("/".join(place.split("/")[:depth]))
+        if above is not None:
+            above.oid = None
+    trees = {LEDGER_REF: good.write(), ref: good.write()}
+    memory.objects |= good.store.added
+
+    store = ObjectStore(memory)
+    ours = State(store)
+    theirs = fetched_state(store, trees, ours, remote="origin")
+    assert all(each.path.isprintable() and each.reason for each in theirs.skipped)
+    for kept in (False, True):
+        merge_states(ours, theirs, kept=kept)
+    assert ours.ledger.read(GOOD_RUN) == run_json("good")
+    for editor in (ours.ledger, ours.archive, ours.notes):
+        for path, raw in editor.files():
+            assert is_plain_path(path) and raw_mode(raw) == FILE
+            assert editor.read(path) is not None
+        editor.write()
+    again = fetched_state(
+        store, {LEDGER_REF: ours.ledger.write(), ARCHIVE_REF: ours.archive.write()}, State(store), remote="x"
+    )
+    assert [each for each in again.skipped if not each.kept] == []
