@@ -59,6 +59,9 @@ _DELETIONS: dict[str, RecordKind] = {
 }
 _DATE_IN_ID = re.compile(r"run_(\d{4})-(\d{2})-(\d{2})T")
 _HEX = frozenset("0123456789abcdef")
+RECORD_FOLDERS = {RUNS: "run", TRACES: "trace", THREADS: "thread", RUN_CHAT: "run"}
+"""The folders of the ledger that hold a folder for each record, and the records' kind."""
+
 _SPLIT = re.compile(r"messages-(\d{4}-\d{2}-\d{2}T)(\d{2})(\d{2})(\d{2}\.\d{6})-(.+)\.jsonl")
 _PART = re.compile(r"(events|messages)(?:-[A-Za-z0-9._-]+)?\.jsonl")
 
@@ -139,6 +142,11 @@ def split_key(name: str) -> tuple[str, str] | None:
         return None
     day, hours, minutes, seconds, id = match.groups()
     return f"{day}{hours}:{minutes}:{seconds}+00:00", id
+
+
+def is_record_file(name: str) -> bool:
+    """Whether a file in the folder of a run, a trace or a thread is one that we write."""
+    return name in (RUN_FILE, TRACE_FILE, THREAD_FILE) or is_part("events", name) or is_part("messages", name)
 
 
 def is_run_file(name: str) -> bool:

@@ -394,3 +394,19 @@ def test_events_are_published_after_the_commit(store: Store, run_id: str) -> Non
         ("chat:deleted", sent.id, place),
         ("chat:deleted", thread.thread_id, {"thread_id": thread.thread_id, "run_id": None}),
     ]
+
+
+# ---------------------------------------------------------------- the view
+
+
+def test_what_a_power_cut_left_of_a_deleted_thread_goes_from_the_view(store: Store, run_id: str) -> None:
+    thread = store.create_thread("x").thread_id
+    store.send_message("x", thread_id=thread)
+    folder = store.root / f".scp-ledger/chat/threads/{thread}"
+    left = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert store.delete_thread(thread) and not folder.exists()
+    folder.mkdir(parents=True)
+    for name, data in left.items():
+        (folder / name).write_bytes(data)
+    store.ensure_ledger()
+    assert not folder.exists()

@@ -33,10 +33,9 @@ from scp_git.layout import (
     FORMAT_BYTES,
     FORMAT_PATH,
     LEDGER_REF,
-    RUNS,
+    RECORD_FOLDERS,
     TRAILER,
-    is_run_file,
-    run_dir,
+    is_record_file,
 )
 
 log = logging.getLogger(__name__)
@@ -340,18 +339,23 @@ class Committer:
         return True
 
     def _shown(self, tx: Transaction, before: str | None) -> Callable[[str], bool]:
-        """Tells whether the view showed a file before; where that is not known, whether it is a run's."""
+        """Tells whether the view showed a file before; where that is not known, whether it is a record's."""
         history = History(tx.store)
         commits = [commit for commit in map(history.get, (before, self._strayed)) if commit]
         if not commits:
-            return lambda path: path.startswith(f"{RUNS}/") and is_run_file(path.rpartition("/")[2])
+            folders = tuple(f"{folder}/" for folder in RECORD_FOLDERS)
+            return lambda path: path.startswith(folders) and is_record_file(path.rpartition("/")[2])
         trees = [TreeEditor(tx.store, commit.tree) for commit in commits]
         return lambda path: any(tree.blob(path) for tree in trees)
 
     def _gone(self, tx: Transaction, view: View) -> list[str]:
-        """Folders of deleted runs that are in the view all the same: a power cut lost their removal."""
-        shown = view.names(RUNS)
-        return [run_dir(name) for name in shown if is_valid_id(name) and tx.is_deleted("run", name)]
+        """Folders of deleted records that are in the view all the same: a power cut lost their removal."""
+        return [
+            f"{folder}/{name}"
+            for folder, kind in RECORD_FOLDERS.items()
+            for name in view.names(folder)
+            if is_valid_id(name) and tx.is_deleted(kind, name)
+        ]
 
 
 def check_format(repository: Repository, data: bytes | None) -> None:

@@ -23,7 +23,7 @@ from scp_git.git.index import IndexFile
 from scp_git.git.locks import INDEX_LOCK_STALE_S, LockFile, heal_lock
 from scp_git.git.names import stays_inside
 from scp_git.git.objects import BLOB, hash_object
-from scp_git.layout import IGNORE_RULE, LEDGER_REF, VIEW_ADMIN_NAME, VIEW_DIR, is_run_file
+from scp_git.layout import IGNORE_RULE, LEDGER_REF, VIEW_ADMIN_NAME, VIEW_DIR, is_record_file
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,9 @@ class View:
             )
             changes.update(stale)
             for path in gone:
-                changes.update({f"{path}/{file}": None for file in folder.names(path) if is_run_file(file)})
+                changes.update(
+                    {f"{path}/{file}": None for file in folder.names(path) if is_record_file(file)}
+                )
         self.apply(changes, read, lock)
 
     def names(self, path: str) -> list[str]:
