@@ -214,7 +214,7 @@ class _Comparison:
             if known is None and kind == "run-chat":
                 noted = self._noted_before(owner) if noted is None else noted
                 known = noted.get(id)
-            if known is None and kind == "note" and self._was_in_thread(id, record):
+            if kind == "note" and self._was_in_thread(id, record):
                 continue
             if known != line:
                 action: Action = "changed" if known else "added"
@@ -231,10 +231,12 @@ class _Comparison:
     # The ledger moves before the notes do: a state may have been seen that lies between.
 
     def _was_in_thread(self, id: str, record: JsonObject) -> bool:
+        """Whether the copy in the thread said the same before."""
         thread_id = record.get("thread_id")
         if not is_valid_id(thread_id):
             return False
-        return Conversation(self._before.ledger, thread_dir(str(thread_id))).find(id) is not None
+        found = Conversation(self._before.ledger, thread_dir(str(thread_id))).find(id)
+        return found is not None and same_json(found, record)
 
     def _noted_before(self, run_id: str) -> dict[str, bytes]:
         """The messages in the note of a run, as it was: they move from there, and the note follows."""
