@@ -19,7 +19,7 @@ import scp_git
 from scp_git import ChatMessage, OutputRefused, PublishReport, Run, Store, Thread
 from scp_git.chat.keys import KEY_NAME
 from scp_git.chat.pages import escape, rich
-from scp_git.chat.publish import Site, checked_base_url
+from scp_git.chat.publish import Place, Site, checked_base_url
 from scp_git.git.notes import append_note, list_notes, read_note
 from scp_git.git.transaction import Transaction
 from scp_git.models import MessageFlags
@@ -209,6 +209,35 @@ def test_of_copies_that_disagree_none_is_published() -> None:
         )
         assert site.report() == PublishReport(0, 0, 0)
         assert CANARY.encode() not in b"".join(site.files().values())
+
+
+@given(st.data())
+def test_exactly_the_public_messages_are_in_it(data: st.DataObject) -> None:
+    places: list[Place] = [("thread", "t1"), ("thread", "t2"), ("run", "r1"), ("run", "r2")]
+    threads = {id: Thread(thread_id=id, title=f"title-{id}") for id in ("t1", "t2")}
+    runs = {id: Run(run_id=id, type="x", summary=f"summary-{id}") for id in ("r1", "r2")}
+    said: dict[Place, list[ChatMessage]] = {place: [] for place in places}
+    public: dict[str, list[Place]] = {}
+    for number in range(data.draw(st.integers(0, 8))):
+        id, all_public = f"m{number}", True
+        chosen = data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=2, unique=True))
+        for kind, name in chosen:
+            flags = MessageFlags(publish=data.draw(st.booleans()), encrypted=data.draw(st.booleans()))
+            all_public = all_public and flags.publish and not flags.encrypted
+            message = ChatMessage(id=id, ts="2026-01-01", text=f"text-{id};", flags=flags)
+            said[kind, name].append(message)
+        if all_public:
+            public[id] = chosen
+    files = Site.build(said, threads, runs, title="", base_url="").files()
+    written = b"".join(files.values()).decode()
+    assert {id for id in (f"m{n}" for n in range(8)) if f"text-{id};" in written} == public.keys()
+    shown = {place for chosen in public.values() for place in chosen}
+    for kind, name in places:
+        label = f"title-{name}" if kind == "thread" else f"summary-{name}"
+        assert (label in written) == ((kind, name) in shown)
+        page = files.get(f"{kind}s/{name}.html", b"").decode()
+        for id, chosen in public.items():
+            assert (f"text-{id};" in page) == ((kind, name) in chosen)
 
 
 def test_no_key_is_asked_for(store: Store, out: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

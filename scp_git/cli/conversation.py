@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scp_git.cli.report import print_json, short_time
@@ -35,8 +35,10 @@ def print_messages(
     if as_json:
         print_json([message.model_dump() for message in messages])
     elif on_terminal():
+        # All at once: looking people up in the history costs the same for one and for many.
+        known = {str(mention): mention for mention in resolve("\n".join(each.text for each in messages))}
         for number, message in enumerate(reversed(messages)):
-            emit("\n" * bool(number) + _shown(message, resolve, given))
+            emit("\n" * bool(number) + _shown(message, known, given))
     else:
         print_rows(_MESSAGE_HEADER, map(_row, messages))
 
@@ -51,18 +53,21 @@ def _flags(message: ChatMessage) -> list[str]:
     return flags + [message.source] * (message.source != "manual")
 
 
-def _shown(message: ChatMessage, resolve: Resolve, given: Collection[str | None]) -> str:
+def _shown(message: ChatMessage, known: Mapping[str, Mention], given: Collection[str | None]) -> str:
     """One message for a person: who and when, the text indented, and what its mentions stand for."""
+    from scp_git.chat.mentions import parse
+
     places = (("in", message.thread_id), ("about", message.run_id))
     where = [f"{relation} {id}" for relation, id in places if id and id not in given]
     about = [short_time(message.ts), *where, *_flags(message), message.id]
     head = f"{styled(neutralise(message.user) or 'unknown', 'bold')}  "
     lines = [head + styled("  ".join(neutralise(part) for part in about), "dim")]
     lines += [f"  {line}" for line in neutralise(message.text, keep_newlines=True).split("\n")]
-    for mention in resolve(message.text):
+    for spelling in map(str, parse(message.text)):
+        mention = known[spelling]
         meaning = mention.label if mention.exists else "does not exist here"
         if meaning != mention.id:
-            lines.append(styled(f"    {neutralise(str(mention))}: {neutralise(meaning)}", "dim"))
+            lines.append(styled(f"    {neutralise(spelling)}: {neutralise(meaning)}", "dim"))
     return "\n".join(lines) + "\n"
 
 
