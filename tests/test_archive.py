@@ -36,6 +36,8 @@ def hot(root: Path, git: Callable[..., str]) -> list[str]:
 
 
 def archived(root: Path, git: Callable[..., str]) -> list[str]:
+    if not git(root, "branch", "--list", "scp-ledger-archive"):
+        return []
     paths = git(root, "ls-tree", "-r", "--name-only", "scp-ledger-archive", "runs/").splitlines()
     return sorted({path.split("/")[-2] for path in paths})
 

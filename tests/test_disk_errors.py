@@ -205,6 +205,23 @@ def test_a_full_disk(
     assert failed, "the disk was never full"
 
 
+def test_a_disk_that_fills_up_during_an_import(mount: Callable[..., Path], server: Server) -> None:
+    disk = mount("-t", "tmpfs", "-o", "size=4m", "tmpfs")
+    root = prepare(disk / "repo", server, RECORD_KNOWN)
+    filler = fill_space(disk, spare=60)
+    wanted = [f"m{number}" for number in range(300)]
+    outcome = server.run(root, [["import", ["m", 300]], ["list", 1000]], small_batches=20)
+    assert not outcome.bugs and not outcome.acked
+    assert [error.split(" ")[0] for error in outcome.errors] == ["storage-failed"], outcome
+    there = set(outcome.listed) - set(KNOWN)
+    assert 0 < len(there) < 300, "it did not fill up on the way"
+    for path in filler:
+        path.unlink()
+    after = server.run(root, [["import", ["m", 300]], ["list", 1000]], small_batches=20)
+    assert after.acked == wanted
+    assert not problems(root, acked=[*KNOWN, *wanted], listed=after.listed)
+
+
 def test_a_read_only_disk(tmp_path: Path, mount: Callable[..., Path], server: Server) -> None:
     origin = tmp_path / "origin"
     new_repository(origin / "repo")

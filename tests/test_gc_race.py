@@ -36,6 +36,23 @@ def race(root: Path, seconds: float) -> None:
     assert not problems(root, acked=[*acked, "after"], listed=after.listed)
 
 
+def test_gc_beside_an_import_loses_nothing(tmp_path: Path) -> None:
+    root = new_repository(tmp_path / "repo")
+    git(root, "config", "gc.pruneExpire", "now")
+    began = time.monotonic()
+    job = {"root": str(root), "steps": [["import", ["m", 1500]]], "small_batches": 100}
+    with start_worker("run", json.dumps(job)) as importer:
+        collected = 0
+        while importer.poll() is None:
+            done = subprocess.run(["git", "-C", str(root), "gc", "-q", "--prune=now"], capture_output=True)
+            collected += done.returncode == 0
+        outcome = read_to_end(importer, began, 60)
+    assert (outcome.errors, outcome.bugs) == ([], [])
+    assert len(outcome.acked) == 1500 and collected >= 2
+    after = run_worker(root, [["record", "after"], ["list", 100_000]])
+    assert not problems(root, acked=[*outcome.acked, "after"], listed=after.listed)
+
+
 def test_gc_beside_writers_loses_nothing(tmp_path: Path) -> None:
     race(tmp_path / "repo", seconds=6)
 

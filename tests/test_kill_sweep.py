@@ -12,7 +12,16 @@ import pytest
 
 from scp_git.git.maintenance import MERGE_FROM
 from tests.faults import Slot, add_commit, new_repository, problems
-from tests.faults.tracing import MERGER, ROOT, Outcome, Point, Server, mutating_points, why_no_strace
+from tests.faults.tracing import (
+    MERGER,
+    ROOT,
+    WRITER,
+    Outcome,
+    Point,
+    Server,
+    mutating_points,
+    why_no_strace,
+)
 
 pytestmark = [pytest.mark.referee, pytest.mark.system("strace")]
 
@@ -56,6 +65,7 @@ RECORD_THREE = [["record", run_id] for run_id in sorted(THREE)]
 NEW = frozenset({"new"})
 MANY = frozenset(f"m{n}" for n in range(14))
 """So many that their tags go to ``packed-refs``."""
+SIX = frozenset(f"m{n}" for n in range(6))
 ALMOST = frozenset(f"run-{n}" for n in range(MERGE_FROM - 1))
 """A pack each; a few more and they are merged."""
 TWO = frozenset(f"new-{n}" for n in range(2))
@@ -96,6 +106,16 @@ SCENES = {
         heal=[["recover", None]],
         every=8,
     ),
+    "the oldest are archived": Scene(
+        [["record", "run-0"], *RECORD_THREE],
+        [["record", "new"]],
+        THREE | {"run-0"},
+        NEW,
+        settings={"hot_max": 2, "hot_min": 1},
+    ),
+    "all are archived": Scene(RECORD_THREE, [["archive", None]], THREE, only=WRITER),
+    "import": Scene(RECORD_THREE, [["import", ["m", 14]]], THREE, MANY, settings={"hot_min": 3}),
+    "import again": Scene([*RECORD_THREE, ["import", ["m", 6]]], [["import", ["m", 14]]], THREE | SIX, MANY),
     "packs are merged": Scene(
         [["record", run_id] for run_id in sorted(ALMOST)],
         [*(["record", run_id] for run_id in sorted(TWO)), ["settle", None]],

@@ -71,7 +71,9 @@ class Stored:
     """The ledger as stock git shows it."""
 
     runs: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """run id -> file name -> content"""
+    """run id -> file name -> content, of hot and archived runs"""
+    twice: list[str] = field(default_factory=list)
+    """Runs that are both hot and archived."""
     tags: dict[str, bytes] = field(default_factory=dict)
     """run id -> tag object"""
     deleted: set[str] = field(default_factory=set)
@@ -99,6 +101,12 @@ def read_stored(root: Path) -> Stored:
         lines = git(root, "ls-tree", "-r", LEDGER, "chat/threads/general/").decode().splitlines()
         wanted += [(line.split()[2], stored.general, line.rsplit("/", 1)[1]) for line in lines]
     if ARCHIVE in refs:
+        hot = set(stored.runs)
+        for line in git(root, "ls-tree", "-r", ARCHIVE, "runs/").decode().splitlines():
+            oid, path = line.split()[2], line.split("\t")[1]
+            run_id, name = path.split("/")[-2:]
+            wanted.append((oid, stored.runs.setdefault(run_id, {}), name))
+            stored.twice += [run_id] if run_id in hot else []
         folders = ("deleted/run/", "deleted/trace/")
         paths = git(root, "ls-tree", "-r", "--name-only", ARCHIVE, *folders).decode().splitlines()
         stored.deleted = {path.rsplit("/", 1)[1] for path in paths}
@@ -152,6 +160,7 @@ def problems(
         stored = read_stored(root)
     except AssertionError as exc:
         return [*found, f"stock git cannot read it: {exc}"]
+    found += [f"{run_id}: both hot and archived" for run_id in stored.twice]
     for run_id in stored.runs:
         found += run_problems(run_id, stored, anchored=anchored)
     for trace_id in stored.traces:

@@ -32,8 +32,10 @@ from typing import Any
 
 import scp_git
 from scp_git import Run, ScpGitError, SessionTrace, Settings, Store, TraceEvent, open_store
+from scp_git.store import importing
 
 EVENTS_PER_RUN = 3
+LONG_AGO = "2026-02-17T20:45:00.000000+00:00"
 MAIN = "main"
 
 
@@ -173,6 +175,21 @@ def batch(store: Store, arg: tuple[str, str, int]) -> None:
         caller.join()
 
 
+def take_in(store: Store, arg: tuple[str, int]) -> None:
+    """Import runs; those of one prefix are acknowledged together."""
+    prefix, count = arg
+    made = [f"{prefix}{number}" for number in range(count)]
+    runs = [make_run(run_id).model_copy(update={"started_at": LONG_AGO}) for run_id in made]
+    report = store.import_runs((run, make_events(run.run_id)) for run in runs)
+    assert not report.rejected_count, report
+    for run_id in made:
+        say(f"ACK {run_id}")
+
+
+def archive(store: Store, _: object) -> None:
+    store.archive_runs(older_than_days=0)
+
+
 def settle(store: Store, _: object) -> None:
     """Let work go to its end that nobody waits for."""
     store.flush()
@@ -207,6 +224,8 @@ STEPS = {
     "list": show,
     "stream": stream,
     "batch": batch,
+    "import": take_in,
+    "archive": archive,
     "settle": settle,
     "limit": limit,
     "sleep": lambda store, seconds: time.sleep(seconds),
@@ -266,6 +285,8 @@ def do(job: dict[str, Any]) -> None:
         watch_threads(job["trace"])
         if job["trace"] == MAIN:
             pause()
+    if "small_batches" in job:
+        importing.BATCH_RUNS = job["small_batches"]
     settings = Settings(**job.get("settings", {}))
     try:
         if "crowd" in job:
