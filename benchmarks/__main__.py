@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import bus, harness, heartbeat, record, report
+from benchmarks import bus, harness, heartbeat, record, recorder, report
 from benchmarks.harness import Plan, Result
 
 BENCHMARKS: dict[str, Callable[[Plan], Iterator[Result]]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Iterator[Result]]] = {
     record.BURST: record.at_once,
     heartbeat.HEARTBEAT: heartbeat.heartbeat,
     bus.BUS: bus.bus,
+    recorder.RECORDER: recorder.recorder,
 }
 _COUNTS = ("samples", "git_samples", "callers", "rounds", "beats", "events")
 

@@ -23,6 +23,7 @@ _TITLES = {
     "record_run_at_once": "Many callers at once",
     "heartbeat": "Gaps of a 1 ms ticker on the event loop, callers recording beside callers awaiting a no-op",
     "bus": "Events from one publisher to all subscribers, in one process",
+    "recorder": "Events until they are in the files of all recordings; what 64 of them take of the loop",
 }
 _PEERS = {
     "scp_git": "scp_git",
@@ -122,7 +123,36 @@ def _bus_table(lines: Sequence[Line]) -> str:
     return _markdown(head, rows)
 
 
-_TABLES = {"heartbeat": _heartbeat_table, "bus": _bus_table}
+def _recorder_table(lines: Sequence[Line]) -> str:
+    head = [
+        "recordings",
+        "peer",
+        "events/s",
+        "x json and flush",
+        "median ms",
+        "p95 ms",
+        "worst ms",
+        "more MB",
+        "lost",
+    ]
+    rows = [
+        [
+            str(line["present"]),
+            line["peer"],
+            f"{line['per_s']:.0f}",
+            _ratio(line.get("ratio_json_and_flush")),
+            f"{line['median_ms']:.3f}",
+            f"{line['p95_ms']:.3f}",
+            f"{line['worst_ms']:.1f}" if "worst_ms" in line else "",
+            f"{line['more_mb']:.0f}" if "more_mb" in line else "",
+            f"{line['lost']:.0f}" if "lost" in line else "",
+        ]
+        for line in lines
+    ]
+    return _markdown(head, rows)
+
+
+_TABLES = {"heartbeat": _heartbeat_table, "bus": _bus_table, "recorder": _recorder_table}
 
 
 def _ratio(value: float | None) -> str:

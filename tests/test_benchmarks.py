@@ -92,6 +92,19 @@ def test_the_bus_is_measured_beside_those_that_are_installed(
         assert line["median_ms"] <= line["p99_ms"]
 
 
+def test_recorders_are_measured_beside_what_one_would_write_oneself(
+    results: tuple[str, list[dict[str, Any]]],
+) -> None:
+    lines = [line for line in results[1] if line["name"] == "recorder"]
+    *rates, steady = lines
+    peers = {"scp_git", "json", "json and flush", "queue and thread", "nobody records"}
+    for recordings in (1, 3):
+        assert {line["peer"] for line in rates if line["present"] == recordings} == peers
+    assert all(line["ratio_json_and_flush"] > 0 for line in rates)
+    assert (steady["peer"], steady["present"], steady["lost"]) == ("scp_git, 50000 a second", 3, 0)
+    assert steady["worst_ms"] >= steady["median_ms"]
+
+
 def test_nothing_names_this_machine(results: tuple[str, list[dict[str, Any]]]) -> None:
     printed, _ = results
     assert str(TOP) not in printed
