@@ -67,7 +67,7 @@ class Load:
             group.cancel_scope.cancel()
 
     async def publish(self) -> None:
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), self.waiting.seconds()
         while self.published < self.total:
             due = min(
                 int((time.perf_counter() - start) * self.rate), self.total, self.published + self.rate // 100
@@ -84,6 +84,7 @@ class Load:
                 os.write(1, b"P %d %.6f\n" % (due, time.monotonic()))
             await anyio.sleep(_TICK_S)
         self.took = time.perf_counter() - start
+        self.own_took = max(self.took - (self.waiting.seconds() - waited), self.total / self.rate)
 
     async def beat(self) -> None:
         last, waited = time.perf_counter(), self.waiting.seconds()
@@ -101,6 +102,7 @@ class Load:
         return {
             "published": self.published,
             "rate": self.published / self.took,
+            "own_rate": self.published / self.own_took,
             "peak_mb": self.peak,
             "worst_ms": gaps[-1] * 1e3,
             "own_worst_ms": max(self.own_gaps) * 1e3,

@@ -66,7 +66,8 @@ def test_50_000_events_a_second_into_three_recorders(repo: Path, backend: str) -
 def test_50_000_events_a_second_for_a_minute_into_three_recorders(repo: Path) -> None:
     result = load(repo, 60, RECORDERS, "asyncio", "save")
     check(result)
-    assert result["rate"] > 0.98 * RATE
+    # Without the time for which the machine had no processor for us; alone on one they are the same.
+    assert result["own_rate"] > 0.98 * RATE
     for trace in result["traces"]:
         assert trace["count"] == trace["stored"] == result["published"] == 60 * RATE
         assert trace["event_bytes"] < 2048
