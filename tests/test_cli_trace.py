@@ -83,6 +83,11 @@ def test_a_bar_is_where_the_event_was_as_long_as_it_took_and_coloured_by_its_res
     assert "".join(text for text, _ in lines[1]).startswith(" +20.0 k8s:apply web")
 
 
+def test_the_page_shows_what_is_drawn() -> None:
+    page = (PROJECT / "docs" / "cli.md").read_text()
+    assert "\n".join(f"    {line.rstrip()}" for line in drawn(session(), EVENTS, 78)) in page
+
+
 @pytest.mark.parametrize("width", [20, 40, 80, 200, 400])
 @pytest.mark.parametrize("unicode", [True, False])
 def test_it_fits_any_width_and_needs_no_unicode(width: int, unicode: bool) -> None:

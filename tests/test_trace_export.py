@@ -123,6 +123,20 @@ def test_opentelemetrys_own_library_takes_a_trace() -> None:
     assert one.body.string_value == "cache:done web"
 
 
+def test_what_recorders_store_beside_the_detail_is_exported() -> None:
+    """The error's text, the key where it is not the target, and that a detail was cut."""
+    more = {"key": "web", "error": "timed out", "cut": True}
+    event = TraceEvent.model_validate({"seq": 1, "type": "x", "result": "failed", "duration_ms": 5, **more})
+    moment = event.model_copy(update={"duration_ms": 0})
+    traces, logs = parsed(trace_to_otlp(trace(event, moment)))
+    span, _ = spans_of(traces)
+    assert span.status.message == "timed out"
+    assert values(span)["scp.key"].string_value == "web" and values(span)["scp.cut"].bool_value
+    (record,) = logs_of(logs)
+    assert record.body.string_value == "x timed out"
+    assert [json.loads(line) for line in ndjson_lines(trace(), [event])][1].items() >= more.items()
+
+
 def test_exporting_twice_gives_the_same_and_ids_are_of_the_right_length() -> None:
     assert trace_to_otlp(DEPLOY) == trace_to_otlp(DEPLOY)
     spans = spans_of(parsed(trace_to_otlp(DEPLOY))[0])

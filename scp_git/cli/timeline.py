@@ -102,7 +102,9 @@ def _bar(event: TraceEvent, scale: _Scale, room: int, signs: dict[str, str]) -> 
 
 
 def _label(event: TraceEvent) -> str:
-    return neutralise(" ".join(part for part in (event.type, event.target) if part))
+    from scp_git.trace.export import error_of
+
+    return neutralise(" ".join(filter(None, (event.type, event.target, error_of(event)))))
 
 
 def _fitted(text: str, width: int) -> str:

@@ -130,7 +130,7 @@ def _draw(head: SessionTrace, events: list[TraceEvent]) -> None:
 
 
 def _event_row(event: TraceEvent) -> list[str]:
-    detail = report.text_of(event.detail)
+    detail = report.text_of({**(event.model_extra or {}), **event.detail})
     labels = ["event", str(event.seq), event.ts, event.type, event.target, event.result]
     return [*labels, str(event.duration_ms), detail]
 

@@ -157,7 +157,7 @@ class _Records:
             "severityNumber": severity,
             "severityText": text,
             "eventName": event.type[:_TEXT_MAX],
-            "body": {"stringValue": " ".join(part for part in (event.type, event.target) if part)},
+            "body": {"stringValue": " ".join(filter(None, (event.type, event.target, error_of(event))))},
             "attributes": _attributes(_facts(event)),
             "traceId": self.trace_id,
             "spanId": self.root_id,
@@ -168,14 +168,23 @@ def _facts(event: TraceEvent) -> dict[str, Any]:
     facts: dict[str, Any] = {"scp.seq": event.seq, "scp.target": event.target, "scp.result": event.result}
     if event.result == "failed":
         facts["error.type"] = "failed"
+    facts |= {f"scp.{name}": value for name, value in (event.model_extra or {}).items() if name != "error"}
     return {**facts, **{f"scp.detail.{name}": value for name, value in event.detail.items()}}
 
 
 def _status(event: TraceEvent) -> JsonObject:
     if event.result != "failed":
         return {}
-    reason = event.detail.get("error")
-    return {"code": _ERROR, **({"message": reason[:_TEXT_MAX]} if isinstance(reason, str) else {})}
+    reason = error_of(event)
+    return {"code": _ERROR, **({"message": reason[:_TEXT_MAX]} if reason else {})}
+
+
+def error_of(event: TraceEvent) -> str:
+    """What went wrong: the text that recorders store beside the detail, or the detail's own."""
+    for value in ((event.model_extra or {}).get("error"), event.detail.get("error")):
+        if isinstance(value, str) and value:
+            return value
+    return ""
 
 
 # ---------------------------------------------------------------- values
