@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import bus, harness, heartbeat, record, recorder, report
+from benchmarks import bus, chat, harness, heartbeat, record, recorder, report
 from benchmarks.harness import Plan, Result
 
 BENCHMARKS: dict[str, Callable[[Plan], Iterator[Result]]] = {
@@ -18,8 +18,11 @@ BENCHMARKS: dict[str, Callable[[Plan], Iterator[Result]]] = {
     heartbeat.HEARTBEAT: heartbeat.heartbeat,
     bus.BUS: bus.bus,
     recorder.RECORDER: recorder.recorder,
+    chat.SEND: chat.send,
+    chat.NOTES: chat.among_notes,
+    chat.LIST: chat.listing,
 }
-_COUNTS = ("samples", "git_samples", "callers", "rounds", "beats", "events")
+_COUNTS = ("samples", "git_samples", "callers", "rounds", "beats", "events", "encrypted")
 
 
 def main(arguments: list[str]) -> int:
@@ -55,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     # Not the system's temporary folder, which may lie in memory, where fsync costs nothing.
     parser.add_argument("--folder", type=Path, default=Path("build"), help="scratch space (default: build)")
     parser.add_argument("--present", type=int, nargs="+", metavar="N", help="numbers of runs present")
+    parser.add_argument("--said", type=int, nargs="+", metavar="N", help="numbers of messages present")
+    parser.add_argument("--noted", type=int, nargs="+", metavar="N", help="numbers of runs with a note")
     for name in _COUNTS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
     return parser
@@ -63,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(chosen: argparse.Namespace, folder: Path) -> Plan:
     plan = harness.quick(folder) if chosen.quick else Plan(folder)
     counts = {name: getattr(chosen, name) for name in _COUNTS if getattr(chosen, name) is not None}
-    if chosen.present:
-        counts["present"] = tuple(chosen.present)
+    for name in ("present", "said", "noted"):
+        if getattr(chosen, name):
+            counts[name] = tuple(getattr(chosen, name))
     return replace(plan, **counts)
 
 

@@ -33,6 +33,12 @@ class Plan:
     """Bursts of ``callers`` at once."""
     beats: int = 5
     """Rounds of the heartbeat, per event loop."""
+    said: tuple[int, ...] = (100, 1_000)
+    """Messages in a conversation; in the long form also 100 000."""
+    noted: tuple[int, ...] = (10_000,)
+    """Runs that each have a note."""
+    encrypted: int = 200
+    """Encrypted messages that are listed at once."""
     events: int = 100_000
     """Events through the bus to one subscriber; to more of them accordingly fewer."""
 
@@ -40,7 +46,15 @@ class Plan:
 def quick(folder: Path) -> Plan:
     """The same measurements with so few samples that they take less than a minute."""
     return Plan(
-        folder, present=(0, 1_000), samples=15, git_samples=5, callers=300, rounds=1, beats=2, events=20_000
+        folder,
+        present=(0, 1_000),
+        samples=15,
+        git_samples=5,
+        callers=300,
+        rounds=1,
+        beats=2,
+        noted=(1_000,),
+        events=20_000,
     )
 
 

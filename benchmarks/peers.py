@@ -64,7 +64,7 @@ class Git:
 
     def _git(self, where: Path, *arguments: str) -> None:
         command = ["git", *self._options, "-C", str(where), *arguments]
-        subprocess.run(command, env=_git_environment(), capture_output=True, check=True)
+        subprocess.run(command, env=git_environment(), capture_output=True, check=True)
 
 
 class Sqlite:
@@ -102,7 +102,7 @@ def _lines(events: list[RunEvent]) -> str:
     return "".join(json.dumps(event.model_dump()) + "\n" for event in events)
 
 
-def _git_environment() -> dict[str, str]:
+def git_environment() -> dict[str, str]:
     """Neither a hook's variables nor a person's configuration change what is measured."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return inherited | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}

@@ -22,6 +22,9 @@ _TITLES = {
     "record_run": "One at a time",
     "record_run_at_once": "Many callers at once",
     "heartbeat": "Gaps of a 1 ms ticker on the event loop, callers recording beside callers awaiting a no-op",
+    "send_message": "A message, durable, with so many messages present",
+    "send_message_among_notes": "A message about one of so many runs that each have a note",
+    "list_messages": "The newest messages",
     "bus": "Events from one publisher to all subscribers, in one process",
     "recorder": "Events until they are in the files of all recordings; what 64 of them take of the loop",
 }
@@ -152,7 +155,26 @@ def _recorder_table(lines: Sequence[Line]) -> str:
     return _markdown(head, rows)
 
 
-_TABLES = {"heartbeat": _heartbeat_table, "bus": _bus_table, "recorder": _recorder_table}
+def _chat_table(lines: Sequence[Line]) -> str:
+    head = ["present", "what", "durable", "median ms", "p95 ms"]
+    against = [peer for peer in ("git", "git_fsync") if any(f"ratio_{peer}" in line for line in lines)]
+    head += [f"x {peer.replace('_', ' ')}" for peer in against]
+    rows = [
+        [
+            f"{line['present']:,}".replace(",", " "),
+            line["peer"],
+            _DURABLE[line["durability"]] if line["name"] != "list_messages" else "",
+            f"{line['median_ms']:.2f}",
+            f"{line['p95_ms']:.2f}",
+            *(_ratio(line.get(f"ratio_{peer}")) for peer in against),
+        ]
+        for line in lines
+    ]
+    return _markdown(head, rows)
+
+
+_CHAT = dict.fromkeys(("send_message", "send_message_among_notes", "list_messages"), _chat_table)
+_TABLES = {**_CHAT, "heartbeat": _heartbeat_table, "bus": _bus_table, "recorder": _recorder_table}
 
 
 def _ratio(value: float | None) -> str:

@@ -16,8 +16,27 @@ from benchmarks import report
 from benchmarks.harness import quantile
 
 TOP = Path(__file__).parents[1]
-COUNTS = {"samples": 3, "git-samples": 2, "callers": 20, "rounds": 1, "beats": 1, "events": 640}
-TINY = ["--quick", "--present", "0", "8", *(f"--{name}={count}" for name, count in COUNTS.items())]
+COUNTS = {
+    "samples": 3,
+    "git-samples": 2,
+    "callers": 20,
+    "rounds": 1,
+    "beats": 1,
+    "events": 640,
+    "encrypted": 4,
+}
+TINY = [
+    "--quick",
+    "--present",
+    "0",
+    "8",
+    "--said",
+    "0",
+    "8",
+    "--noted",
+    "8",
+    *(f"--{name}={count}" for name, count in COUNTS.items()),
+]
 FIELDS = {"name", "peer", "n", "present", "durability", "median_ms", "p95_ms", "per_s", "versions"}
 PEERS = {"scp_git", "sqlite"} | ({"git", "git_fsync"} if which("git") else set())
 
@@ -70,6 +89,22 @@ def test_the_heartbeat_is_taken_on_both_loops(results: tuple[str, list[dict[str,
         assert line["p99_ms"] <= line["max_ms"]
         assert line["worst_ms"] <= line["max_ms"]
     assert "worst_beyond_noop_ms" in lines["trio record_run"]
+
+
+def test_chat_is_measured_beside_git(results: tuple[str, list[dict[str, Any]]]) -> None:
+    lines = [line for line in results[1] if line["name"] == "send_message"]
+    peers = {line["peer"] for line in lines if line["present"] == 8}
+    ours = {f"scp_git, {place}" for place in ("run", "thread", "both")}
+    others = {f"{peer}, {place}" for peer in ("git", "git_fsync") for place in ("run", "thread")}
+    assert peers == ours | (others if which("git") else set())
+    read = {line["peer"] for line in results[1] if line["name"] == "list_messages"}
+    assert read == {
+        "50 of a run",
+        "50 of a thread",
+        "all, encrypted, the first time",
+        "all, encrypted, again",
+    }
+    assert [line["present"] for line in results[1] if line["name"] == "send_message_among_notes"] == [8]
 
 
 def test_the_bus_is_measured_beside_those_that_are_installed(
