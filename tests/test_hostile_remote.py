@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pygit2.enums import ObjectType
 
-from scp_git import Run, Store
+from scp_git import Counts, Run, Store
 from scp_git.codec import MAX_RECORD_BYTES, dump_pretty, load_object
 from scp_git.errors import RemoteError, UnsupportedRepository
-from scp_git.git import validate
+from scp_git.git import difference, validate
 from scp_git.git.handle import Repository
 from scp_git.git.history import History
 from scp_git.git.merge import merge_states
@@ -31,6 +31,7 @@ from scp_git.git.snapshot import Snapshot, snapshot
 from scp_git.git.tree import TreeEditor, raw_mode
 from scp_git.git.validate import Fetched, Skipped, fetched_state
 from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF, archived_run_dir, deleted_path, run_dir
+from tests.servers import Server, git_daemon
 
 # What was fetched lies in the object database, and fsck looks at everything there.
 pytestmark = pytest.mark.untidy("the objects of a hostile remote are here", skip=["fsck"])
@@ -403,6 +404,16 @@ def test_a_tree_of_repeating_trees_is_refused_as_a_whole(
         fetched(repo, hostile)
 
 
+def test_a_comparison_of_trees_ends_as_well(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch's history may hold what was taken out of its state."""
+    monkeypatch.setattr(difference, "MAX_ROWS", 1000)
+    level = hostile.tree([(FILE, b"x", hostile.blob(b"x"))])
+    for _ in range(12):
+        level = hostile.tree((FOLDER, c.encode(), level) for c in "0123456789abcdef")
+    store = ObjectStore(_OdbOf(hostile.repo.odb))
+    assert 0 < len(list(difference.differing_files(store, None, level))) < 1000
+
+
 def test_a_few_bytes_that_stand_for_many_are_refused_as_a_whole(
     hostile: Hostile, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,6 +563,43 @@ def test_a_pull_takes_what_is_good_and_says_what_is_not(hostile: Hostile, repo: 
     assert store.sync().in_step
     assert store.pull().skipped == (), "the remote was cleaned by the push"
     assert store.sync().in_step
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with git_daemon(tmp_path_factory.mktemp("daemon")) as server:
+        yield server
+
+
+@pytest.mark.system("git")
+@pytest.mark.parametrize("kind", ["bomb", "well", "note"])
+def test_what_was_taken_out_is_not_counted_either(daemon: Server, repo: Path, kind: str) -> None:
+    """Counting what came in, what was sent and how far both are apart reads nothing of it."""
+    hostile = Hostile(daemon.folder / f"{kind}.git")
+    hostile.publish(LEDGER_REF, hostile.files(GOOD))
+    level = hostile.tree([(FILE, b"x", hostile.blob(b"x"))])
+    if kind == "bomb":
+        for _ in range(12):
+            level = hostile.tree((FOLDER, c.encode(), level) for c in "0123456789abcdef")
+        chat = hostile.tree([(FOLDER, b"threads", hostile.tree([(FOLDER, b"con", level)]))])
+        hostile.publish(LEDGER_REF, hostile.tree([(FOLDER, b"chat", chat), *_good_root(hostile)]))
+    elif kind == "well":
+        for _ in range(500):
+            level = hostile.tree([(FOLDER, b"d", level)])
+        hostile.publish(LEDGER_REF, hostile.tree([(FOLDER, b"deep", level), *_good_root(hostile)]))
+    else:
+        huge = hostile.blob(b'{"id":"m"}\n' * 7_000_000)
+        hostile.publish(NOTES_REF, hostile.tree([(FILE, NOTE.encode(), huge)]))
+    pygit2.Repository(repo).config["remote.origin.url"] = daemon.url(kind)
+    store = Store.open(repo)
+    store.record_run(Run(run_id="mine", type="x"))
+    before = store.sync_status(fetch=True)
+    assert before is not None and (before.ahead.runs, before.behind.runs) == (1, 1)
+    report = store.sync()
+    assert report.in_step and report.skipped
+    assert (report.received, report.sent) == (Counts(runs=1), Counts(runs=1))
+    after = store.sync_status(fetch=True)
+    assert after is not None and after.in_step, "the push cleaned the remote"
 
 
 def test_tags_of_the_remote_are_not_looked_at(hostile: Hostile, repo: Path, git: Callable[..., str]) -> None:

@@ -22,6 +22,8 @@ Difference = tuple[str, str | None, str | None]
 
 _MAX_DEPTH = 64
 """No layout of ours, nor any fan-out of notes, is half as deep; a hostile tree may be."""
+MAX_ROWS = 4_000_000
+"""So many differing rows are looked at; a few trees that repeat one another can stand for any number."""
 _MAX_STEPS = 1024
 """Beyond so many differing rows of one folder it is quicker to parse the rest of it."""
 _ROW = re.compile(rb"\d{5,6} ([^\0]+)\0.{20}", re.DOTALL)
@@ -32,21 +34,29 @@ _FIRST_LOOK = 64
 _Row = tuple[str, bytes | None, bytes | None]
 
 
-def differing_files(store: ObjectStore, old: str | None, new: str | None) -> Iterator[Difference]:
+def differing_files(
+    store: ObjectStore, old: str | None, new: str | None, *, gone: bool = True
+) -> Iterator[Difference]:
     """Yield every file that was added, changed or removed between two trees, folder by folder.
 
     ``None`` stands for no tree at all, as of a branch that is not there. A folder that is missing
     or damaged counts as empty, which is what readers make of it, and is logged. A file that only
-    became executable, or ceased to be, has not changed.
+    became executable, or ceased to be, has not changed. Without ``gone`` a folder that ``new``
+    lacks as a whole is passed over: what is in it may be anything.
     """
     levels = [_differing_rows(store, "", old, new)]
+    rows = 0
     while levels:
         for path, before, after in levels[-1]:
+            rows += 1
+            if rows > MAX_ROWS:
+                log.warning("more than %d rows differ; the rest is not compared", MAX_ROWS)
+                return
             old_file, new_file = _blob(before), _blob(after)
             if old_file != new_file:
                 yield path, old_file, new_file
             old_folder, new_folder = _tree(before), _tree(after)
-            if old_folder != new_folder:
+            if old_folder != new_folder and (gone or new_folder):
                 levels.append(_differing_rows(store, f"{path}/", old_folder, new_folder))
                 break
         else:

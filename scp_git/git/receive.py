@@ -37,6 +37,8 @@ class Received:
     report: MergeReport = field(default_factory=MergeReport)
     skipped: list[Skipped] = field(default_factory=list)
     """What is wrong on their branches."""
+    trees: dict[str, str] = field(default_factory=dict)
+    """Their present state without that, by ref."""
     too_long: bool = False
     """Nothing was done: there are too many commits to be copied, or the history is a shallow clone's."""
 
@@ -79,6 +81,7 @@ class Receive:
         for trees in self._states(tx, history, received.news):
             theirs = fetched_state(tx.store, trees, tx, remote=self.name)
             received.skipped += theirs.skipped
+            received.trees = received.trees or theirs.trees()
             received.report.add(merge_states(tx, theirs, kept=True))
         tx.settle_tags(received.report)
         for run_id in self.tags:

@@ -87,6 +87,11 @@ class Fetched:
     notes: TreeEditor
     skipped: list[Skipped]
 
+    def trees(self) -> dict[str, str]:
+        """The ids of the three trees, by ref."""
+        editors = {LEDGER_REF: self.ledger, ARCHIVE_REF: self.archive, NOTES_REF: self.notes}
+        return {ref: editor.write() for ref, editor in editors.items()}
+
 
 def fetched_state(store: ObjectStore, trees: Mapping[str, str], ours: State, *, remote: str) -> Fetched:
     """The state that the fetched branches' trees hold, without what is wrong in it.

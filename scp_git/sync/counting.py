@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from scp_git.errors import StorageFailed
 from scp_git.git.anchors import find_run
 from scp_git.git.difference import differing_files
+from scp_git.git.history import History
 from scp_git.git.lines import parse_line
-from scp_git.git.objects import BLOB, COMMIT, ObjectStore, parse_commit
+from scp_git.git.objects import BLOB, TREE, ObjectStore
 from scp_git.git.tree import TreeEditor
 from scp_git.ids import is_valid_id
 from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF, deleted_path, is_part, record_of, trace_dir
@@ -22,23 +24,30 @@ class _State:
 
     def __init__(self, store: ObjectStore, tips: Mapping[str, str]) -> None:
         self.trees = {ref: _tree(store, tips.get(ref)) for ref in (LEDGER_REF, ARCHIVE_REF, NOTES_REF)}
-        self.ledger = TreeEditor(store, self.trees[LEDGER_REF])
-        self.archive = TreeEditor(store, self.trees[ARCHIVE_REF])
-        self.notes = TreeEditor(store, self.trees[NOTES_REF])
+        self.ledger = _editor(store, self.trees[LEDGER_REF])
+        self.archive = _editor(store, self.trees[ARCHIVE_REF])
+        self.notes = _editor(store, self.trees[NOTES_REF])
 
     def deleted(self, kind: str, id: str) -> bool:
-        return is_valid_id(id) and self.archive.blob(deleted_path(kind, id)) is not None
+        try:
+            return is_valid_id(id) and self.archive.blob(deleted_path(kind, id)) is not None
+        except StorageFailed:
+            return False
 
     def settled(self, kind: str, id: str) -> bool:
         """Whether there is nothing to be had: it is here, or was deleted."""
         if self.deleted(kind, id):
             return True
-        return find_run(self, id) is not None if kind == "run" else self.ledger.has_dir(trace_dir(id))
+        try:
+            return find_run(self, id) is not None if kind == "run" else self.ledger.has_dir(trace_dir(id))
+        except StorageFailed:  # damaged, so not to be had either
+            return False
 
 
 def lacking(store: ObjectStore, mine: Mapping[str, str], theirs: Mapping[str, str]) -> Counts:
     """The records that the state at the tips ``theirs`` has and the one at ``mine`` lacks.
 
+    Trees may stand for tips. ``theirs`` is our own or was sifted, ``mine`` may be anybody's.
     What was deleted in mine is not lacking. The cost is that of what differs.
     """
     have, offer = _State(store, mine), _State(store, theirs)
@@ -47,7 +56,7 @@ def lacking(store: ObjectStore, mine: Mapping[str, str], theirs: Mapping[str, st
     here: set[tuple[str, str, str]] = set()
     there: set[tuple[str, str, str]] = set()
     for ref, tree in offer.trees.items():
-        for path, old, new in differing_files(store, have.trees[ref], tree):
+        for path, old, new in differing_files(store, have.trees[ref], tree, gone=False):
             kind, id = record_of(ref, path) or ("", "")
             if kind in records and new:
                 records[kind].add(id)
@@ -62,12 +71,23 @@ def lacking(store: ObjectStore, mine: Mapping[str, str], theirs: Mapping[str, st
     )
 
 
-def _tree(store: ObjectStore, tip: str | None) -> str | None:
-    data = store.find(tip, COMMIT) if tip else None
-    return parse_commit(data).tree if data else None
+def _tree(store: ObjectStore, oid: str | None) -> str | None:
+    if oid is None or store.kind(oid) == TREE:
+        return oid
+    return History(store).tree(oid)
+
+
+def _editor(store: ObjectStore, tree: str | None) -> TreeEditor:
+    try:
+        return TreeEditor(store, tree)
+    except StorageFailed:
+        return TreeEditor(store)
 
 
 def _ids(store: ObjectStore, oid: str | None) -> set[str]:
-    data = store.find(oid, BLOB, limit=_MAX_READ) if oid else None
+    try:
+        data = store.find(oid, BLOB, limit=_MAX_READ) if oid else None
+    except StorageFailed:
+        return set()
     lines = (parse_line(line) for line in data.split(b"\n") if line.strip()) if data else ()
     return {id for line in lines if isinstance(id := line.get("id"), str) and id}

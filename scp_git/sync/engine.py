@@ -195,7 +195,7 @@ class Syncer:
             received = self._receive(peer, {ref: theirs[ref] for ref in news})
             progress.skip(received)
             progress.renamed.update(received.report.renamed)
-            progress.received += self._lacking(before, theirs)
+            progress.received += self._lacking(before, received.trees)
         remember(self.repository, peer.name, theirs)
         after = own_branches(self.repository)
         for ref in BRANCHES:

@@ -16,10 +16,11 @@ from scp_git.git.tagplan import Present, plan_tags, reachable
 from scp_git.git.tracking import remember, tracked
 from scp_git.git.untagged import Untagged
 from scp_git.git.urls import parse_url, resolve_remote
+from scp_git.git.validate import fetched_state
 from scp_git.layout import run_tag_ref
 from scp_git.sync.counting import lacking
 from scp_git.sync.engine import Syncer
-from scp_git.sync.peers import IN_READING_ORDER, PathPeer, own_branches
+from scp_git.sync.peers import PathPeer, own_branches
 from scp_git.sync.report import SyncStatus, WaitingTag
 
 
@@ -49,16 +50,16 @@ def sync_status(syncer: Syncer, name: str, *, fetch: bool) -> SyncStatus | None:
     folder = repository.common_dir / "scp"
     with repository.odb() as odb:
         store = ObjectStore(odb) if other is None else ObjectStore(Joined(ObjectStore(odb), other.open_odb()))
-        theirs = _readable(store, name, theirs)
-        ours = own_branches(repository)
+        found = fetched_state(store, _trees(store, name, theirs), snapshot(repository, odb), remote=name)
+        trees, ours = found.trees(), own_branches(repository)
         return SyncStatus(
             remote=name,
             url=parse_url(name, target.url).shown,
             asked=fetch,
             known=bool(theirs),
-            in_step=_trees(store, ours) == _trees(store, theirs),
-            ahead=lacking(store, theirs, ours),
-            behind=lacking(store, ours, theirs),
+            in_step=_trees(store, name, ours) == _trees(store, name, theirs),
+            ahead=lacking(store, trees, ours),
+            behind=lacking(store, ours, trees),
             waiting=waiting,
             deferred=tuple(sorted(Deferred(folder, sync=False).read())),
             untagged=tuple(
@@ -69,17 +70,12 @@ def sync_status(syncer: Syncer, name: str, *, fetch: bool) -> SyncStatus | None:
         )
 
 
-def _readable(store: ObjectStore, name: str, tips: Mapping[str, str]) -> dict[str, str]:
+def _trees(store: ObjectStore, name: str, tips: Mapping[str, str]) -> dict[str, str]:
     history = History(store)
     for ref, tip in tips.items():
         if history.get(tip) is None:
             raise RemoteError(name, f"{ref} leads to no commit that can be read; repair it there")
-    return dict(tips)
-
-
-def _trees(store: ObjectStore, tips: Mapping[str, str]) -> list[str | None]:
-    history = History(store)
-    return [history.tree(tips[ref]) if ref in tips else None for ref in IN_READING_ORDER]
+    return {ref: history.tree(tip) for ref, tip in tips.items()}
 
 
 def _waiting(
