@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import bus, chat, harness, heartbeat, record, recorder, report
+from benchmarks import bus, chat, harness, heartbeat, record, recorder, report, sync
 from benchmarks.harness import Plan, Result
 
 BENCHMARKS: dict[str, Callable[[Plan], Iterator[Result]]] = {
@@ -21,8 +21,22 @@ BENCHMARKS: dict[str, Callable[[Plan], Iterator[Result]]] = {
     chat.SEND: chat.send,
     chat.NOTES: chat.among_notes,
     chat.LIST: chat.listing,
+    sync.MERGE: sync.merge,
+    sync.PULL: sync.pull,
+    sync.PUSH: sync.push,
 }
-_COUNTS = ("samples", "git_samples", "callers", "rounds", "beats", "events", "encrypted")
+_COUNTS = (
+    "samples",
+    "git_samples",
+    "callers",
+    "rounds",
+    "beats",
+    "events",
+    "encrypted",
+    "merged",
+    "pulled",
+    "sync_samples",
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -60,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--present", type=int, nargs="+", metavar="N", help="numbers of runs present")
     parser.add_argument("--said", type=int, nargs="+", metavar="N", help="numbers of messages present")
     parser.add_argument("--noted", type=int, nargs="+", metavar="N", help="numbers of runs with a note")
+    parser.add_argument("--tags", type=int, nargs="+", metavar="N", help="numbers of tags for a push")
     for name in _COUNTS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
     return parser
@@ -68,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(chosen: argparse.Namespace, folder: Path) -> Plan:
     plan = harness.quick(folder) if chosen.quick else Plan(folder)
     counts = {name: getattr(chosen, name) for name in _COUNTS if getattr(chosen, name) is not None}
-    for name in ("present", "said", "noted"):
+    for name in ("present", "said", "noted", "tags"):
         if getattr(chosen, name):
             counts[name] = tuple(getattr(chosen, name))
     return replace(plan, **counts)

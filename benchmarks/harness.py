@@ -41,6 +41,13 @@ class Plan:
     """Encrypted messages that are listed at once."""
     events: int = 100_000
     """Events through the bus to one subscriber; to more of them accordingly fewer."""
+    merged: int = 100_000
+    """Runs in each of two states that are merged."""
+    pulled: int = 10_000
+    """Runs that are pulled at once."""
+    tags: tuple[int, ...] = (10_000, 100_000)
+    """Runs and tags on both sides when one more is pushed."""
+    sync_samples: int = 9
 
 
 def quick(folder: Path) -> Plan:
@@ -55,6 +62,10 @@ def quick(folder: Path) -> Plan:
         beats=2,
         noted=(1_000,),
         events=20_000,
+        merged=2_000,
+        pulled=500,
+        tags=(1_000,),
+        sync_samples=3,
     )
 
 

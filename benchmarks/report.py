@@ -25,6 +25,9 @@ _TITLES = {
     "send_message": "A message, durable, with so many messages present",
     "send_message_among_notes": "A message about one of so many runs that each have a note",
     "list_messages": "The newest messages",
+    "sync_merge": "Merging two states, each with 100 runs that the other lacks",
+    "sync_pull": "Pulling runs with their tags from a path into a repository that has none",
+    "sync_push": "Pushing one new run, with so many runs and tags on both sides",
     "bus": "Events from one publisher to all subscribers, in one process",
     "recorder": "Events until they are in the files of all recordings; what 64 of them take of the loop",
 }
@@ -173,8 +176,32 @@ def _chat_table(lines: Sequence[Line]) -> str:
     return _markdown(head, rows)
 
 
+def _sync_table(lines: Sequence[Line]) -> str:
+    against = list(dict.fromkeys(key for line in lines for key in line if key.startswith("ratio_")))
+    head = ["runs", "peer", "median ms", "p95 ms"]
+    head += [f"x {key.removeprefix('ratio_').replace('_', ' ')}" for key in against]
+    rows = [
+        [
+            f"{line['present']:,}".replace(",", " "),
+            line["peer"],
+            f"{line['median_ms']:.1f}",
+            f"{line['p95_ms']:.1f}",
+            *(_ratio(line.get(key)) for key in against),
+        ]
+        for line in lines
+    ]
+    return _markdown(head, rows)
+
+
 _CHAT = dict.fromkeys(("send_message", "send_message_among_notes", "list_messages"), _chat_table)
-_TABLES = {**_CHAT, "heartbeat": _heartbeat_table, "bus": _bus_table, "recorder": _recorder_table}
+_SYNC = dict.fromkeys(("sync_merge", "sync_pull", "sync_push"), _sync_table)
+_TABLES = {
+    **_CHAT,
+    **_SYNC,
+    "heartbeat": _heartbeat_table,
+    "bus": _bus_table,
+    "recorder": _recorder_table,
+}
 
 
 def _ratio(value: float | None) -> str:

@@ -24,6 +24,9 @@ COUNTS = {
     "beats": 1,
     "events": 640,
     "encrypted": 4,
+    "merged": 20,
+    "pulled": 10,
+    "sync-samples": 1,
 }
 TINY = [
     "--quick",
@@ -35,6 +38,8 @@ TINY = [
     "8",
     "--noted",
     "8",
+    "--tags",
+    "10",
     *(f"--{name}={count}" for name, count in COUNTS.items()),
 ]
 FIELDS = {"name", "peer", "n", "present", "durability", "median_ms", "p95_ms", "per_s", "versions"}
@@ -138,6 +143,23 @@ def test_recorders_are_measured_beside_what_one_would_write_oneself(
     assert all(line["ratio_json_and_flush"] > 0 for line in rates)
     assert (steady["peer"], steady["present"], steady["lost"]) == ("scp_git, 50000 a second", 3, 0)
     assert steady["worst_ms"] >= steady["median_ms"]
+
+
+@pytest.mark.system("git")
+def test_syncs_are_measured_beside_stock_git(results: tuple[str, list[dict[str, Any]]]) -> None:
+    peers = {
+        "sync_merge": {"scp_git", "git merge-tree"},
+        "sync_pull": {"scp_git", "git fetch"},
+        "sync_push": {"scp_git", "scp_git, path", "git push, one tag", "git push, all run tags"},
+    }
+    for name, expected in peers.items():
+        lines = [line for line in results[1] if line["name"] == name]
+        assert {line["peer"] for line in lines} == expected
+        assert all(len(_ratios(line)) > 0 for line in lines if line["peer"].startswith("scp_git"))
+
+
+def _ratios(line: dict[str, Any]) -> list[str]:
+    return [key for key in line if key.startswith("ratio_git")]
 
 
 def test_nothing_names_this_machine(results: tuple[str, list[dict[str, Any]]]) -> None:

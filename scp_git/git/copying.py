@@ -17,6 +17,7 @@ from scp_git.git.tree import EMPTY_TREE
 
 _ROW = re.compile(rb"(\d{5,6}) ([^\0]+)\0(.{20})", re.DOTALL)
 _GITLINK = b"160000"
+_LARGE = 256 * 1024
 
 
 class Joined:
@@ -91,10 +92,10 @@ class _Copier:
         if oid in self._done:
             return
         self._done.add(oid)
-        if kind == BLOB:  # perhaps large: read when the pack is written
-            header = self._source.header(oid)
-            if header is None or header[0] != BLOB:
-                raise StorageFailed(f"copying blob {oid[:10]}", "the object is missing")
+        header = self._source.header(oid) if kind == BLOB else None
+        if kind == BLOB and (header is None or header[0] != BLOB):
+            raise StorageFailed(f"copying blob {oid[:10]}", "the object is missing")
+        if header is not None and header[1] > _LARGE:  # read when the pack is written
             self._into.add_later(oid, kind, lambda: self._source.read(oid, kind), size=header[1])
         elif self._into.add(kind, self._source.read(oid, kind)) != oid:
             raise StorageFailed(f"copying {kind} {oid[:10]}", "its bytes are not what its name says")
