@@ -897,3 +897,66 @@ def test_nothing_is_held_when_nothing_is_recorded(repo: Path) -> None:
     gc.collect()
     assert not recorder._pending and not recorder._asleep and not recorder._kept
     assert pygit2.Repository(repo).status() == {".gitignore": pygit2.enums.FileStatus.WT_NEW}
+
+
+# ---------------------------------------------------------------- kinds of repositories
+
+
+def test_bare_repositories_and_linked_worktrees_are_recorded_as_well(
+    make_repo: Any, tmp_path: Path, watch: Any
+) -> None:
+    bare, main = make_repo(bare=True), make_repo()
+    pygit2.Repository(main).add_worktree("linked", str(tmp_path / "linked"))
+    watch(tmp_path / "linked")
+    linked = tmp_path / "linked"
+    for root, folder in ((bare, bare), (linked, main / ".git")):
+        store = Store.open(root, OS)
+        trace_id = store.start_recording()
+        bus.publish("a", key="root", meta={"root": str(root)})
+        bus.publish("a", key="main", meta={"root": str(main)})
+        assert os.listdir(folder / "scp/recordings") == [f"{trace_id}.jsonl"]
+        assert [t.trace_id for t in store.active_recordings()] == [trace_id]
+        trace = store.stop_recording(trace_id)
+        assert targets(trace) == ["root"]
+        store.save_trace(trace)
+        assert store.get_trace(trace_id) == trace
+    assert [t.trace_id for t in Store.open(main).list_traces()] == [trace_id]
+
+
+def test_a_fresh_repository_without_a_commit_is_recorded_as_well(make_repo: Any) -> None:
+    store = Store.open(make_repo(commits=0), OS)
+    with store.record() as recording:
+        bus.publish("a", key="1")
+    assert recording.trace is not None and recording.trace.code_ref == ""
+
+
+# ---------------------------------------------------------------- cancelled saves
+
+
+def test_a_cancelled_save_stores_all_or_nothing(repo: Path) -> None:
+    made = [SessionTrace(events=[TraceEvent(type="a")] * 50) for _ in range(40)]
+    unsure = []
+
+    async def main() -> None:
+        async with open_store(repo, OS) as store:
+            for number, trace in enumerate(made):
+                task = asyncio.create_task(store.save_trace(trace, post=True))
+                await asyncio.sleep(number * 0.0004)
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+                    continue
+                unsure.append(trace.trace_id)
+            await store.flush()
+
+    asyncio.run(main())
+    store = Store.open(repo, OS)
+    stored = {t.trace_id: t.event_count for t in store.list_traces(n=100)}
+    posts = "\n".join(m.text for m in store.list_messages(n=100))
+    for trace in made:
+        assert trace.trace_id in stored or trace.trace_id in unsure
+        assert (trace.trace_id in stored) == (f"@trace:{trace.trace_id}\n" in f"{posts}\n")
+    assert set(stored.values()) == {50}
+    for trace in made:  # repeated, it is stored and posted once
+        store.save_trace(trace, post=True)
+    assert len(store.list_traces(n=100)) == len(store.list_messages(n=100)) == 40

@@ -154,21 +154,15 @@ class RecordingVerbs(TraceVerbs):
 
     def ending(self, session: RecordedSession, recording: Recording) -> Ticket:
         """The ticket that ends a session and stores its trace; the writer thread does all of it."""
-        inner: list[Ticket] = []
 
         def prepare() -> Operation[Any]:
-            inner[:] = [self.saving(*self.ended(session, recording))]
-            assert inner[0].prepare is not None
-            return inner[0].prepare()
+            saving = self.saving(*self.ended(session, recording))
+            ticket.after = saving.after
+            assert saving.prepare is not None
+            return saving.prepare()
 
-        def announce(result: object) -> None:
-            assert inner[0].after is not None
-            inner[0].after(result)
-
-        def lost(exc: BaseException) -> None:
-            self.abandon(recording, exc)
-
-        return Ticket(prepare, size=_SESSION_SIZE, after=announce, lost=lost)
+        ticket = Ticket(prepare, size=_SESSION_SIZE, lost=lambda exc: self.abandon(recording, exc))
+        return ticket
 
     def recovering(self, save: SaveTrace) -> Ticket:
         """The ticket that stores what a dead process recorded, and then announces it."""
