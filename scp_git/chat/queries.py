@@ -17,6 +17,7 @@ from scp_git.git.handle import Repository
 from scp_git.git.lines import Key, key_of, parse_line, rank
 from scp_git.git.runchat import RunChat
 from scp_git.git.snapshot import Snapshot, snapshot
+from scp_git.git.tree import TreeEditor
 from scp_git.ids import is_valid_id
 from scp_git.layout import GENERAL, THREAD_FILE, THREADS, run_tag_ref, thread_dir
 from scp_git.models import ChatMessage, Thread
@@ -72,8 +73,7 @@ class ChatReader:
         with self.repository.odb() as odb:
             ledger = snapshot(self.repository, odb).ledger
             ids = [name for name in ledger.names(THREADS) if is_valid_id(name)]
-            records = {id: read_record(ledger, f"{thread_dir(id)}/{THREAD_FILE}") for id in ids}
-        threads = [thread for id, record in records.items() if (thread := _thread(id, record))]
+            threads = [thread for id in ids if (thread := _thread(ledger, id))]
         return sorted(threads, key=lambda thread: (thread.created_at, thread.thread_id), reverse=True)
 
 
@@ -155,10 +155,11 @@ def _key(places: list[Place], id: str) -> Key | None:
     return None
 
 
-def _thread(id: str, record: JsonObject | None) -> Thread | None:
+def _thread(ledger: TreeEditor, id: str) -> Thread | None:
     try:
+        record = read_record(ledger, f"{thread_dir(id)}/{THREAD_FILE}")
         thread = Thread.model_validate(record) if record and record.get("created_at") else None
-    except ValidationError:
+    except (ValidationError, StorageFailed):
         thread = None
     if thread is None or thread.thread_id != id:
         log.warning("thread %r is damaged and is left out", id)
