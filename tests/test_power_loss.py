@@ -37,6 +37,8 @@ class Series:
     """Runs that are deleted there."""
 
 
+BOTH = {"run_id": "r", "thread_id": "general"}
+PLACES = [{key: id} for key, id in BOTH.items()]
 SERIES = {
     "first writes": Series([], [["record", "a"], ["record", "b"]], "ab"),
     "writes": Series([["record", "old"]], [["record", "a"], ["record", "b"], ["record", "c"]], "abc"),
@@ -48,6 +50,11 @@ SERIES = {
         [["batch", [ROOT, "m", 14]], ["delete", "m3"], ["record", "b"]],
         [*MANY, "b"],
         ["m3"],
+    ),
+    "messages": Series(
+        [["record", "r"]],
+        [*(["send", [name, BOTH, padding]] for name, padding in (("m1", 5), ("m2", 40_000), ("m3", 40_000)))],
+        "",
     ),
     "packs are merged": Series(
         [["record", f"old-{n}"] for n in range(MERGE_FROM - 1)],
@@ -78,7 +85,7 @@ def record_states(
     outcome = server.run(root, series.attack, strace=options, timeout_s=120, **job)
     assert outcome.status == 0 and not outcome.errors and not outcome.bugs, outcome
     found = states(disk, read_trace(trace), seed=SEED, mixes=mixes)
-    assert disk.acked == [line for line in outcome.lines if line.startswith(("ACK ", "DEL "))]
+    assert disk.acked == [line for line in outcome.lines if line.startswith(("ACK ", "DEL ", "SENT "))]
     return known, found
 
 
@@ -86,7 +93,7 @@ def check_state(state: State, known: Sequence[str], series: Series, server: Serv
     """What is wrong when the machine comes up with ``state`` and writes on."""
     shutil.rmtree(root)
     materialise(state.image, root, before_boot())
-    steps: Steps = [["ensure", None], ["record", "after"], ["list", 100]]
+    steps: Steps = [["ensure", None], ["record", "after"], ["list", 100], *(["said", at] for at in PLACES)]
     healed = server.run(root, steps, boot_id="another", timeout_s=2 * HEAL_S)
     if healed.errors or healed.bugs or healed.acked != ["after"]:
         return [f"the next write failed: {healed.lines}"]
@@ -94,6 +101,11 @@ def check_state(state: State, known: Sequence[str], series: Series, server: Serv
     deleted = {run_id for word, run_id in said if word == "DEL"}
     acked = {*known, *(run_id for word, run_id in said if word == "ACK"), "after"} - {*series.gone}
     maybe = {*series.maybe} - deleted
+    sent = [name for word, name in said if word == "SENT"]
+    asked = [step[1][0] for step in series.attack if step[0] == "send"]
+    heard = healed.said[0]
+    if healed.said != [heard, heard] or heard not in (sent, asked[: len(sent) + 1]):
+        return [f"of {asked} were heard {healed.said}, surely sent were {sent}"]
     found = [f"the next write took {healed.took_s:.1f} s"] if healed.took_s > HEAL_S else []
     return found + problems(root, acked=acked, maybe=maybe, deleted=deleted, listed=healed.listed)
 

@@ -176,7 +176,7 @@ class Disk:
     def _write(self, args: _Args, size: int) -> bool:
         if args.descriptor(0) == 1:
             lines = args.strings[0].decode().splitlines()
-            self.acked += [line for line in lines if line.startswith(("ACK ", "DEL "))]
+            self.acked += [line for line in lines if line.startswith(("ACK ", "DEL ", "SENT "))]
             return False
         file = self._files.get(args.descriptor(0))
         if file is None or file.node is None:
