@@ -8,7 +8,7 @@ python := $(VENV)/bin/python
 installed := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint type bench check venv clean
+.PHONY: help demo test test-full lint type bench bench-full check venv clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,8 +28,11 @@ lint: $(installed) ## look for mistakes
 type: $(installed) ## check the types
 	$(python) -m mypy
 
-bench: $(installed) ## measure, beside git and SQLite; writes the tables of docs/performance.md
+bench: $(installed) ## measure, beside peers; writes the tables and plots of docs/performance.md
 	$(python) -m benchmarks --page docs/performance.md $(ARGS)
+
+bench-full: $(installed) ## the same with 100 to 100 000 runs; takes half an hour
+	$(python) -m benchmarks --full --page docs/performance.md $(ARGS)
 
 check: lint type test ## lint, type and test
 

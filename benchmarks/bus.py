@@ -11,7 +11,7 @@ import gc
 import math
 import statistics
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -22,7 +22,8 @@ import anyio
 import anyio.lowlevel
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from benchmarks.harness import Plan, Result, quantile
+from benchmarks.harness import Benchmark, Plan, Result, quantile
+from benchmarks.tables import Line, markdown, ratio
 from scp_git.broadcast import Bus
 
 BUS = "bus"
@@ -295,3 +296,22 @@ def _results(
             ratios={_REFERENCE.replace(" ", "_"): round(rate / per_s[_REFERENCE], 2)},
             extra={"p99_ms": round(quantile(waits[name], 0.99) * 1e3, 4)},
         )
+
+
+def _table(lines: Sequence[Line]) -> str:
+    head = ["subscribers", "peer", "events/s", "x memory stream", "latency p50 ms", "p99 ms"]
+    rows = [
+        [
+            str(line["present"]),
+            line["peer"],
+            f"{line['per_s']:.0f}",
+            ratio(line["ratio_memory_stream"]),
+            f"{line['median_ms']:.3f}",
+            f"{line['p99_ms']:.3f}",
+        ]
+        for line in lines
+    ]
+    return markdown(head, rows)
+
+
+BENCHMARKS = (Benchmark(BUS, "Events from one publisher to all subscribers, in one process", bus, _table),)

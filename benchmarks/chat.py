@@ -11,7 +11,7 @@ import json
 import os
 import statistics
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,9 +19,10 @@ from time import perf_counter
 import anyio
 
 import scp_git
-from benchmarks.harness import Plan, Result, flush_journal, summarise
+from benchmarks.harness import Benchmark, Plan, Result, flush_journal, summarise
 from benchmarks.peers import GIT_FSYNC, git_environment, has_git
 from benchmarks.repositories import Shelf, create, sample_run
+from benchmarks.tables import Line, markdown, ratio, thousands
 from scp_git import AsyncStore, ChatMessage, Settings
 from scp_git.chat import crypto
 
@@ -251,3 +252,37 @@ async def _among_notes(plan: Plan, present: int) -> list[Result]:
                         callers.start_soon(_say, quick, number, {"run_id": ids[number]})
         peers = [Peer("scp_git", "full", lambda n: store.send_message(sample_text(n), run_id=ids[n]), "run")]
         return await _timed(plan, NOTES, present, peers)
+
+
+# ---- shown
+
+
+def _table(lines: Sequence[Line]) -> str:
+    head = ["present", "what", "durable", "median ms", "p95 ms"]
+    against = [peer for peer in ("git", "git_fsync") if any(f"ratio_{peer}" in line for line in lines)]
+    head += [f"x {peer.replace('_', ' ')}" for peer in against]
+    rows = [
+        [
+            thousands(line["present"]),
+            line["peer"],
+            ("yes" if line["durability"] == "full" else "no") if line["name"] != "list_messages" else "",
+            f"{line['median_ms']:.2f}",
+            f"{line['p95_ms']:.2f}",
+            *(ratio(line.get(f"ratio_{peer}")) for peer in against),
+        ]
+        for line in lines
+    ]
+    return markdown(head, rows)
+
+
+BENCHMARKS = (
+    Benchmark(
+        SEND,
+        "A message, durable, with so many messages present",
+        send,
+        _table,
+        curve="Sending one message, over the messages present",
+    ),
+    Benchmark(NOTES, "A message about one of so many runs that each have a note", among_notes, _table),
+    Benchmark(LIST, "The newest messages", listing, _table),
+)

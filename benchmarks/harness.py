@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,7 @@ class Plan:
     """How much is done. ``folder`` is scratch space; it must lie on the disk that is to be measured."""
 
     folder: Path
-    present: tuple[int, ...] = (0, 1_000, 10_000)
+    present: tuple[int, ...] = (100, 1_000, 10_000)
     samples: int = 60
     """Single runs, for peers that take a few milliseconds."""
     git_samples: int = 15
@@ -50,11 +50,24 @@ class Plan:
     sync_samples: int = 9
 
 
+def full(folder: Path) -> Plan:
+    """For a quiet machine and half an hour."""
+    return Plan(
+        folder,
+        present=(100, 1_000, 10_000, 100_000),
+        samples=150,
+        git_samples=30,
+        rounds=5,
+        said=(100, 1_000, 100_000),
+        beats=60,
+    )
+
+
 def quick(folder: Path) -> Plan:
     """The same measurements with so few samples that they take less than a minute."""
     return Plan(
         folder,
-        present=(0, 1_000),
+        present=(100, 1_000),
         samples=15,
         git_samples=5,
         callers=300,
@@ -83,6 +96,20 @@ class Result:
     per_s: float
     ratios: dict[str, float] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One question to the library and its peers; a module lists its own in ``BENCHMARKS``."""
+
+    name: str
+    """As every result's ``name``."""
+    title: str
+    measure: Callable[[Plan], Iterator[Result]]
+    table: Callable[[Sequence[dict[str, Any]]], str] | None = None
+    """How its results are shown; else one row each with all that they say."""
+    curve: str = ""
+    """What a plot of its milliseconds over what is present is called; without it there is none."""
 
 
 def summarise(

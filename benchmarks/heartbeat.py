@@ -16,8 +16,9 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 
 import scp_git
-from benchmarks.harness import Plan, Result, quantile
+from benchmarks.harness import Benchmark, Plan, Result, quantile
 from benchmarks.repositories import Shelf, sample_run
+from benchmarks.tables import Line, markdown
 from scp_git import Run, RunEvent
 
 HEARTBEAT = "heartbeat"
@@ -130,3 +131,39 @@ def _compared(recording: Result, idling: Result) -> list[Result]:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 3)
+
+
+# ---- shown
+
+
+def _table(lines: Sequence[Line]) -> str:
+    head = [
+        "loop and callers",
+        "callers",
+        "p99 ms",
+        "worst ms (median round)",
+        "max ms",
+        "beyond the no-ops ms",
+    ]
+    rows = [
+        [
+            line["peer"],
+            str(line["callers"]),
+            f"{line['p99_ms']:.1f}",
+            f"{line['worst_ms']:.1f}",
+            f"{line['max_ms']:.1f}",
+            f"{line['worst_beyond_noop_ms']:.1f}" if "worst_beyond_noop_ms" in line else "",
+        ]
+        for line in lines
+    ]
+    return markdown(head, rows)
+
+
+BENCHMARKS = (
+    Benchmark(
+        HEARTBEAT,
+        "Gaps of a 1 ms ticker on the event loop, callers recording beside callers awaiting a no-op",
+        heartbeat,
+        _table,
+    ),
+)

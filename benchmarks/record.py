@@ -16,13 +16,21 @@ from time import perf_counter
 import anyio
 
 import scp_git
-from benchmarks.harness import Plan, Result, flush_journal, summarise
+from benchmarks.harness import Benchmark, Plan, Result, flush_journal, summarise
 from benchmarks.peers import Git, Library, Peer, Sqlite, has_git
 from benchmarks.repositories import Shelf, sample_run
+from benchmarks.tables import Line, markdown, ratio, thousands
 from scp_git import Settings
 
 ONE = "record_run"
 BURST = "record_run_at_once"
+_PEERS = {
+    "scp_git": "scp_git",
+    "git": "git add, commit, tag",
+    "git_fsync": "the same, `core.fsync=all`",
+    "sqlite": "SQLite WAL, `synchronous=FULL`",
+}
+_DURABLE = {"full": "yes", "os": "no", "none": "no"}
 
 
 def one_at_a_time(plan: Plan) -> Iterator[Result]:
@@ -150,3 +158,32 @@ def _compared(results: Sequence[Result], speed: Callable[[Result], float]) -> li
         if result.peer == Library.name:
             result.ratios = {other.peer: round(speed(result) / speed(other), 2) for other in others}
     return list(results)
+
+
+# ---- shown
+
+
+def _table(lines: Sequence[Line]) -> str:
+    head = ["runs present", "peer", "durable", "callers", "median ms", "p95 ms", "runs/s"]
+    against = [peer for peer in ("git", "git_fsync", "sqlite") if any(f"ratio_{peer}" in x for x in lines)]
+    head += [f"x {peer.replace('_', ' ')}" for peer in against]
+    rows = [
+        [
+            thousands(line["present"]),
+            str(_PEERS.get(line["peer"], line["peer"])),
+            _DURABLE[line["durability"]],
+            str(line.get("callers", 1)),
+            f"{line['median_ms']:.2f}",
+            f"{line['p95_ms']:.2f}",
+            f"{line['per_s']:.0f}",
+            *(ratio(line.get(f"ratio_{peer}")) for peer in against),
+        ]
+        for line in lines
+    ]
+    return markdown(head, rows)
+
+
+BENCHMARKS = (
+    Benchmark(ONE, "One at a time", one_at_a_time, _table, curve="Recording one run, over the runs present"),
+    Benchmark(BURST, "Many callers at once", at_once, _table),
+)

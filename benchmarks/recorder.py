@@ -13,7 +13,7 @@ import os
 import queue
 import statistics
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +22,8 @@ from typing import IO
 import anyio
 import anyio.lowlevel
 
-from benchmarks.harness import Plan, Result, quantile
+from benchmarks.harness import Benchmark, Plan, Result, quantile
+from benchmarks.tables import Line, markdown, ratio
 from scp_git.broadcast import Bus, Event
 from scp_git.models import SessionTrace
 from scp_git.trace.recorder import Recorder
@@ -242,3 +243,42 @@ def _count(path: Path) -> int:
 
 def _memory_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+def _table(lines: Sequence[Line]) -> str:
+    head = [
+        "recordings",
+        "peer",
+        "events/s",
+        "x json and flush",
+        "median ms",
+        "p95 ms",
+        "worst ms",
+        "more MB",
+        "lost",
+    ]
+    rows = [
+        [
+            str(line["present"]),
+            line["peer"],
+            f"{line['per_s']:.0f}",
+            ratio(line.get("ratio_json_and_flush")),
+            f"{line['median_ms']:.3f}",
+            f"{line['p95_ms']:.3f}",
+            f"{line['worst_ms']:.1f}" if "worst_ms" in line else "",
+            f"{line['more_mb']:.0f}" if "more_mb" in line else "",
+            f"{line['lost']:.0f}" if "lost" in line else "",
+        ]
+        for line in lines
+    ]
+    return markdown(head, rows)
+
+
+BENCHMARKS = (
+    Benchmark(
+        RECORDER,
+        "Events until they are in the files of all recordings; what 64 of them take of the loop",
+        recorder,
+        _table,
+    ),
+)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import anyio
 import pygit2
 
-import scp_git
-from scp_git import Run, RunEvent, Settings
+from scp_git import Run, RunEvent, Settings, Store
 
 _VIEW = ".scp-ledger"
 _ADMIN = ".git/worktrees/scp-ledger"
@@ -66,11 +66,16 @@ class Shelf:
         """A new empty folder."""
         return Path(tempfile.mkdtemp(dir=self._folder))
 
-    def copy(self, present: int) -> Path:
-        """A new repository that holds ``present`` runs, all of it on disk."""
+    def prepared(self, present: int) -> Path:
+        """The repository that the copies are taken from; for reading only."""
         prepared = self._folder / f"prepared-{present}"
         if not prepared.exists():
             prepare(prepared, present)
+        return prepared
+
+    def copy(self, present: int) -> Path:
+        """A new repository that holds ``present`` runs, all of it on disk."""
+        prepared = self.prepared(present)
         root = self.place() / "repository"
         shutil.copytree(prepared, root, symlinks=True)
         _relink_view(root)
@@ -79,20 +84,20 @@ class Shelf:
 
 
 def prepare(root: Path, present: int) -> None:
-    """Make a repository with ``present`` runs at ``root``, through the library."""
+    """Make a repository with ``present`` runs at ``root``, one an hour until now, through the library."""
+    start = datetime.now(UTC) - timedelta(hours=present)
 
-    async def fill() -> None:
-        settings = Settings(durability="os", lock_timeout_s=3600)
-        async with scp_git.open_store(root, settings) as store:
-            await store.ensure_ledger()
-            async with anyio.create_task_group() as callers:
-                for number in range(present):
-                    callers.start_soon(store.record_run, *sample_run(number))
-            await store.flush()
+    def runs() -> Iterator[tuple[Run, list[RunEvent]]]:
+        for number in range(present):
+            run, events = sample_run(number)
+            at = start + timedelta(hours=number)
+            yield Run(**{**run.model_dump(), "run_id": "", "started_at": at, "ended_at": at}), events
 
     root.mkdir(parents=True)
     create(root)
-    anyio.run(fill)
+    with Store.open(root, Settings(durability="os", lock_timeout_s=3600)) as store:
+        store.ensure_ledger()
+        assert store.import_runs(runs()).added == present
 
 
 def _relink_view(root: Path) -> None:

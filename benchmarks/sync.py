@@ -10,16 +10,17 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
 import pygit2
 
-from benchmarks.harness import Plan, Result, flush_journal, summarise
+from benchmarks.harness import Benchmark, Plan, Result, flush_journal, summarise
 from benchmarks.peers import has_git
 from benchmarks.repositories import Shelf, create, sample_run
+from benchmarks.tables import Line, markdown, ratio, thousands
 from scp_git import Run, RunEvent, Settings, Store
 from scp_git.git.handle import Repository
 from scp_git.git.merge import merge_states
@@ -245,3 +246,30 @@ def _compared(results: list[Result]) -> list[Result]:
             ratios = {other.peer: round(other.median_ms / result.median_ms, 2) for other in others}
             result.ratios = {peer.replace(" ", "_").replace(",", ""): ratio for peer, ratio in ratios.items()}
     return results
+
+
+# ---- shown
+
+
+def _table(lines: Sequence[Line]) -> str:
+    against = list(dict.fromkeys(key for line in lines for key in line if key.startswith("ratio_")))
+    head = ["runs", "peer", "median ms", "p95 ms"]
+    head += [f"x {key.removeprefix('ratio_').replace('_', ' ')}" for key in against]
+    rows = [
+        [
+            thousands(line["present"]),
+            line["peer"],
+            f"{line['median_ms']:.1f}",
+            f"{line['p95_ms']:.1f}",
+            *(ratio(line.get(key)) for key in against),
+        ]
+        for line in lines
+    ]
+    return markdown(head, rows)
+
+
+BENCHMARKS = (
+    Benchmark(MERGE, "Merging two states, each with 100 runs that the other lacks", merge, _table),
+    Benchmark(PULL, "Pulling runs with their tags from a path into a repository that has none", pull, _table),
+    Benchmark(PUSH, "Pushing one new run, with so many runs and tags on both sides", push, _table),
+)

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
 
-from scp_git.cli.chat import chat
-from scp_git.cli.ledger import ledger
-from scp_git.cli.run import run
-from scp_git.cli.search import search, stats
-from scp_git.cli.sync import pull, push, status, sync
+from scp_git.cli.lazy import LazyGroup
 from scp_git.cli.terminal import emit
-from scp_git.cli.trace import trace
-from scp_git.cli.transfer import archive, export_runs, import_runs, maintain
-from scp_git.cli.watch import watch
 
 _EPILOG = """\b
 Exit codes:
@@ -27,6 +19,21 @@ Exit codes:
 `run` exits with the code of its command instead.
 """
 
+_COMMANDS = {
+    "chat": "scp_git.cli.chat:chat",
+    "ledger": "scp_git.cli.ledger:ledger",
+    "maintain": "scp_git.cli.transfer:maintain",
+    "pull": "scp_git.cli.sync:pull",
+    "push": "scp_git.cli.sync:push",
+    "run": "scp_git.cli.run:run",
+    "search": "scp_git.cli.search:search",
+    "stats": "scp_git.cli.search:stats",
+    "status": "scp_git.cli.sync:status",
+    "sync": "scp_git.cli.sync:sync",
+    "trace": "scp_git.cli.trace:trace",
+    "watch": "scp_git.cli.watch:watch",
+}
+
 
 def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
@@ -37,6 +44,8 @@ def _print_version(context: click.Context, option: click.Parameter, wanted: bool
 
 
 @click.group(
+    cls=LazyGroup,
+    homes=_COMMANDS,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -71,20 +80,10 @@ def completion(shell: str) -> None:
     zsh:   eval "$(scp-git completion zsh)"        in ~/.zshrc
     fish:  scp-git completion fish > ~/.config/fish/completions/scp-git.fish
     """
+    from click.shell_completion import get_completion_class
+
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(app, {}, "scp-git", "_SCP_GIT_COMPLETE")
     # Not source(): for bash that would start a bash to ask for its version.
     emit(script.source_template % script.source_vars() + "\n")
-
-
-for command in (import_runs, export_runs, archive):
-    ledger.add_command(command)
-app.add_command(chat)
-app.add_command(ledger)
-app.add_command(maintain)
-app.add_command(run)
-app.add_command(trace)
-app.add_command(watch)
-for command in (search, stats, sync, push, pull, status):
-    app.add_command(command)

@@ -8,6 +8,7 @@ from typing import IO, Any
 import click
 
 from scp_git.cli import report
+from scp_git.cli.lazy import LazyGroup
 from scp_git.cli.place import here, opened
 from scp_git.cli.terminal import complain, confirmed, emit
 
@@ -35,7 +36,14 @@ def _json_object(context: click.Context, option: click.Parameter, value: str | N
         raise click.BadParameter(f"a JSON object is wanted: {exc}") from None
 
 
-@click.group()
+_COMMANDS = {
+    "archive": "scp_git.cli.transfer:archive",
+    "export": "scp_git.cli.transfer:export_runs",
+    "import": "scp_git.cli.transfer:import_runs",
+}
+
+
+@click.group(cls=LazyGroup, homes=_COMMANDS)
 def ledger() -> None:
     """The runs: what was executed, and how it ended."""
 
