@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from subprocess import DEVNULL, PIPE, STDOUT
 import pygit2
 
 import scp_git
+from scp_git import bus
 
 TOKEN = "hunter2-do-not-share"
+KEY = "a passphrase of this demo"
 TEST = """import unittest
 
 import prices
@@ -60,6 +63,16 @@ async def release(root: Path) -> str:
     return run.run_id
 
 
+async def rollout(root: Path) -> str:
+    """A session: what passes on the bus while it is recorded."""
+    async with scp_git.record(root, name="rollout", classification="deployment", post=True) as recording:
+        for host in ("web-1", "web-2"):
+            bus.publish("host:drain", key=host, data={"status": "ok"}, duration_s=0.4)
+            bus.publish("host:upgrade", key=host, data={"status": "ok", "to": "1.4.2"}, duration_s=1.9)
+        bus.publish("host:health", key="web-2", error="503 for 2 s")
+    return recording.trace_id
+
+
 class Demo:
     """One repository, the shell's view of it, and what turned out to be wrong."""
 
@@ -78,7 +91,7 @@ class Demo:
 
     def shell(self, *command: str, shown: str = "", expected: int = 0, terminal: bool = False) -> str:
         """Run a command in the repository, show it and what it says; returns what it said."""
-        print(f"\n$ {shown or ' '.join(command)}", flush=True)
+        print(f"\n$ {shown or shlex.join(command)}", flush=True)
         code, said = (self._on_terminal if terminal else self._in_pipe)(command)
         print(said, end="", flush=True)
         self.check(code == expected, f"{shown or ' '.join(command)}: exit code {code}")
@@ -182,6 +195,63 @@ def read_back(demo: Demo, run_id: str) -> None:
     demo.check(steps == ["step:build", "step:sign", "step:upload"], f"the events of {run_id} are {steps}")
 
 
+def talk(demo: Demo, run_id: str) -> None:
+    print("\n# What people say about it lies with it: in git notes, and in threads.")
+    demo.shell("scp-git", "chat", "send", "--run", run_id, "Went out at noon, see @file:deploy.py#L4")
+    key = demo.root / ".env"
+    key.touch(mode=0o600)
+    key.write_text(f"CONTENT_VAULT_ENC_KEY={KEY}\n")
+    secret = ("scp-git", "chat", "send", "--run", run_id, "--encrypt")
+    text = "the old password was "
+    demo.shell(*secret, text + TOKEN, shown=f"{shlex.join(secret)} '{text}****'")
+    print("\n# Whoever has the key reads it, nobody else; the repository holds ciphertext.")
+    key.unlink()
+    listed = demo.shell("scp-git", "chat", "list", "--run", run_id, terminal=True)
+    demo.check("[encrypted]" in listed and "Went out at noon" in listed, "the messages are not as expected")
+
+
+def record_session(demo: Demo) -> None:
+    print("\n# A session: everything on the bus between two moments, summed up and posted to chat.\n")
+    print(inspect.getsource(rollout))
+    print("$ python rollout.py", flush=True)
+    trace_id = asyncio.run(rollout(demo.root))
+    print(trace_id)
+    shown = demo.shell("scp-git", "trace", "show", trace_id, terminal=True)
+    demo.check("host:upgrade" in shown, "the timeline lacks an event")
+    posted = demo.shell("scp-git", "chat", "list")
+    demo.check(f"@trace:{trace_id}" in posted, "the summary was not posted")
+
+
+def sync(demo: Demo) -> None:
+    print("\n# Two clones, one remote, both write. Nothing can conflict.")
+    remote, other = demo.root.with_name("remote.git"), demo.root.with_name("colleague")
+    pygit2.init_repository(remote, bare=True, initial_head="main")
+    repository = pygit2.Repository(demo.root)
+    repository.remotes.create("origin", str(remote)).push(["refs/heads/main:refs/heads/main"])
+    demo.shell("scp-git", "sync")
+    clone = pygit2.clone_repository(str(remote), other)
+    clone.config["user.name"], clone.config["user.email"] = "Ben Example", "ben@example.org"
+    there = ("scp-git", "-C", "../colleague")
+    demo.shell(*there, "ledger", "record", "--type", "backup", "--summary", "nightly backup")
+    demo.shell(*there, "chat", "send", "I saw the rollout, looks good")
+    demo.shell(*there, "sync")
+    demo.shell("scp-git", "ledger", "record", "--type", "scan", "--summary", "no findings")
+    demo.shell("scp-git", "sync")
+    demo.shell(*there, "sync")
+    listed = demo.shell("scp-git", "ledger", "list", terminal=True)
+    demo.check("nightly backup" in listed and "no findings" in listed, "a run did not arrive")
+    with scp_git.Store.open(demo.root) as here, scp_git.Store.open(other) as colleague:
+        demo.check(here.list_runs() == colleague.list_runs(), "the clones do not have the same runs")
+        demo.check(here.list_messages() == colleague.list_messages(), "nor the same messages")
+
+
+def bring_in(demo: Demo) -> None:
+    print("\n# History that is there already: the commits of any repository become runs. All of it is found.")
+    demo.shell("scp-git", "ledger", "import", "--from-git-log", ".")
+    found = demo.shell("scp-git", "search", "deploy", terminal=True)
+    demo.check("Add a deploy script" in found, "the search does not find the commit")
+
+
 def ask_git(demo: Demo) -> None:
     if shutil.which("git") is None:
         print("\n# There is no git program here. Nothing above needed one.")
@@ -189,11 +259,12 @@ def ask_git(demo: Demo) -> None:
     print("\n# The same, seen by git alone: a branch, tags, a linked worktree, no complaints.")
     log = demo.shell("git", "log", "--oneline", "scp-ledger")
     demo.check(len(log.splitlines()) >= 4, "git log shows too few commits")
-    tags = demo.shell("git", "tag", "-l", "scp/run/*", "-n1", shown="git tag -l 'scp/run/*' -n1")
-    demo.check(len(tags.splitlines()) == 4, "expected four tags")
+    tags = demo.shell("git", "tag", "-l", "scp/run/*")
+    demo.check(len(tags.splitlines()) == 6 + len(COMMITS), f"expected {6 + len(COMMITS)} tags")
     status = demo.shell("git", "-C", ".scp-ledger", "status")
     demo.check("nothing to commit, working tree clean" in status, "the view is not clean")
-    said = demo.shell("git", "fsck", "--strict")
+    # Dangling is what a merge has replaced, as after any rebase.
+    said = demo.shell("git", "fsck", "--strict", "--no-dangling")
     demo.check(said == "", "git fsck has something to say")
     print("(nothing)")
     print("\n# And the working tree: .gitignore has one more entry, nothing else has changed.")
@@ -210,8 +281,12 @@ def main() -> int:
         run_id = record_from_python(demo)
         try:
             read_back(demo, run_id)
+            talk(demo, run_id)
+            record_session(demo)
+            sync(demo)
+            bring_in(demo)
         except scp_git.ScpGitError as exc:
-            demo.check(False, f"reading failed: {exc}")
+            demo.check(False, f"{type(exc).__name__}: {exc}")
         ask_git(demo)
     print(f"\n{'FAILED' if demo.wrong else 'Done'} in {time.monotonic() - started:.1f} s.")
     return 1 if demo.wrong else 0

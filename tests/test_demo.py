@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,15 +30,21 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+def cpu_s() -> float:
+    """What the processes started so far have used; a busy machine does not change it much."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def headings(printed: str) -> list[str]:
     return [line[2:] for line in printed.splitlines() if line.startswith("$ ")]
 
 
 def test_the_demo_shows_every_step(tmp_path: Path) -> None:
-    started = time.monotonic()
+    before = cpu_s()
     said = run_demo(tmp_path / "scratch")
     assert (said.returncode, said.stderr) == (0, ""), said.stdout
-    assert time.monotonic() - started < 30
+    assert cpu_s() - before < 30
     shown = headings(said.stdout)
     assert shown[:4] == [
         "scp-git run --type test -- python -m unittest",
@@ -54,6 +60,13 @@ def test_the_demo_shows_every_step(tmp_path: Path) -> None:
     assert "async with scp_git.track_run(" in said.stdout
     assert "Released 1.4.2 in 3 steps" in said.stdout
     assert "step:upload" in said.stdout
+    assert "the old password was ****" in said.stdout
+    assert "[encrypted]" in said.stdout
+    assert "5 events: 5 host; 4 ok, 1 failed" in said.stdout
+    assert shown.count("scp-git sync") == 2
+    assert shown.count("scp-git -C ../colleague sync") == 2
+    assert "scp-git ledger import --from-git-log ." in shown
+    assert "scp-git search deploy" in shown
     assert "WRONG" not in said.stdout
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -64,13 +77,13 @@ def test_the_demo_asks_git(tmp_path: Path) -> None:
     shown = headings(said.stdout)
     for line in (
         "git log --oneline scp-ledger",
-        "git tag -l 'scp/run/*' -n1",
+        "git tag -l 'scp/run/*'",
         "git -C .scp-ledger status",
-        "git fsck --strict",
+        "git fsck --strict --no-dangling",
     ):
         assert line in shown
     assert "On branch scp-ledger" in said.stdout
-    assert "$ git fsck --strict\n(nothing)\n" in said.stdout
+    assert "$ git fsck --strict --no-dangling\n(nothing)\n" in said.stdout
     assert TOKEN not in said.stdout
 
 
