@@ -69,6 +69,8 @@ SIX = frozenset(f"m{n}" for n in range(6))
 ALMOST = frozenset(f"run-{n}" for n in range(MERGE_FROM - 1))
 """A pack each; a few more and they are merged."""
 TWO = frozenset(f"new-{n}" for n in range(2))
+FAR = frozenset({"far-1", "far-2"})
+"""What another repository has recorded."""
 OS = {"durability": "os"}
 SCENES = {
     "record": Scene(RECORD_THREE, [["record", "new"]], acked=THREE, maybe=NEW),
@@ -116,6 +118,22 @@ SCENES = {
     "all are archived": Scene(RECORD_THREE, [["archive", None]], THREE, only=WRITER),
     "import": Scene(RECORD_THREE, [["import", ["m", 14]]], THREE, MANY, settings={"hot_min": 3}),
     "import again": Scene([*RECORD_THREE, ["import", ["m", 6]]], [["import", ["m", 14]]], THREE | SIX, MANY),
+    "pull": Scene(
+        [*RECORD_THREE, ["part", None], ["record", "near"]],
+        [["pull", None]],
+        (THREE | {"near"}) - {"run-2"},
+        FAR | {"run-2"},
+        only=WRITER,
+        every=8,
+    ),
+    "somebody pushes here": Scene(
+        [*RECORD_THREE, ["part", None]],
+        [["receive", None]],
+        THREE - {"run-2"},
+        FAR | {"run-2"},
+        only=WRITER,
+        every=8,
+    ),
     "packs are merged": Scene(
         [["record", run_id] for run_id in sorted(ALMOST)],
         [*(["record", run_id] for run_id in sorted(TWO)), ["settle", None]],

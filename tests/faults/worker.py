@@ -23,6 +23,8 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -190,6 +192,28 @@ def archive(store: Store, _: object) -> None:
     store.archive_runs(older_than_days=0)
 
 
+def part(store: Store, _: object) -> None:
+    """Another repository, a copy of this one, goes its own way; each has the other as its ``origin``."""
+    there = store.root.with_name("there")
+    shutil.rmtree(there, ignore_errors=True)
+    shutil.copytree(store.root, there, ignore=shutil.ignore_patterns(".scp-ledger", "worktrees"))
+    other = Store.open(there)
+    for run_id in ("far-1", "far-2"):
+        other.record_run(make_run(run_id), make_events(run_id))
+    other.delete_run("run-2")
+    for root, remote in ((store.root, there), (there, store.root)):
+        subprocess.run(["git", "-C", str(root), "remote", "add", "origin", str(remote)], check=True)
+
+
+def pull(store: Store, _: object) -> None:
+    store.pull()
+
+
+def receive(store: Store, _: object) -> None:
+    """The other repository pushes to this one."""
+    Store.open(store.root.with_name("there")).push()
+
+
 def settle(store: Store, _: object) -> None:
     """Let work go to its end that nobody waits for."""
     store.flush()
@@ -226,6 +250,9 @@ STEPS = {
     "batch": batch,
     "import": take_in,
     "archive": archive,
+    "part": part,
+    "pull": pull,
+    "receive": receive,
     "settle": settle,
     "limit": limit,
     "sleep": lambda store, seconds: time.sleep(seconds),
