@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -398,3 +400,116 @@ def test_what_is_wrong_is_skipped_and_reported_and_the_rest_comes_in(
     assert "link" in report.skipped[0].reason
     assert set(ids(b)) == {"r1", "r2"}
     assert not (b / ".scp-ledger/ledger/runs/r3").exists()
+
+
+# ---------------------------------------------------------------- runs that wait, long histories, crowds
+
+
+def test_a_run_recorded_before_the_first_commit(
+    make_repo: MakeRepo, clone: Callable[[str], Path], server: Path, git: Git
+) -> None:
+    """Only the repository that recorded it anchors it; what was said meanwhile stays with the run."""
+    a, b = make_repo(commits=0), clone("b")
+    git(a, "remote", "add", "origin", str(server))
+    record(a, "r1")
+    opened(a).sync()
+    opened(b).sync()
+    opened(b).send_message("said before there was a tag", run_id="r1")
+    opened(b).sync()
+    git(a, "commit", "-q", "--allow-empty", "-m", "first")
+    record(a, "r2")
+    assert tagged(a) == {"r1", "r2"}
+    for root in (a, b, a):
+        assert opened(root).sync().in_step
+    assert trees(a) == trees(b) == trees(server)
+    for root in (a, b):
+        (message,) = opened(root).list_messages(run_id="r1")
+        assert message.text == "said before there was a tag"
+    git(b, "fetch", "-q", str(a), "HEAD")
+    record(b, "r3")
+    assert tagged(b) == {"r1", "r2", "r3"}
+
+
+@pytest.mark.parametrize("limit", [2, 500])
+def test_histories_of_any_length(
+    clone: Callable[[str], Path], server: Path, git: Git, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """A long one is fetched by libgit2, and goes to a path as one commit; the state is the same."""
+    monkeypatch.setattr("scp_git.git.receive.MAX_COPIED", limit)
+    a, b = clone("a"), clone("b")
+    record(a, "a1", "a2", "a3", "a4")
+    opened(a).delete_run("a4")
+    opened(a).sync()
+    assert trees(a) == trees(server) and tip(a) == tip(server)
+    opened(a).sync()
+    record(b, "b1", "b2", "b3", "b4")
+    for root in (b, a):
+        assert opened(root).sync().in_step
+    assert set(ids(a)) == set(ids(b)) == set(ids(server)) == {"a1", "a2", "a3", "b1", "b2", "b3", "b4"}
+    assert trees(a) == trees(b) == trees(server)
+    count = git(server, "rev-list", "--count", LEDGER_REF).strip()
+    assert (int(count) < 4) == (limit == 2)
+
+
+def test_syncs_and_writes_of_one_clone_at_the_same_time(clone: Callable[[str], Path], server: Path) -> None:
+    a, b = clone("a"), clone("b")
+    failed: list[BaseException] = []
+
+    def work(root: Path, name: str) -> None:
+        try:
+            store = opened(root)
+            for n in range(6):
+                store.record_run(Run(run_id=f"{name}-{n}", type="x"))
+                assert store.sync().in_step
+        except BaseException as exc:
+            failed.append(exc)
+
+    workers = [
+        threading.Thread(target=work, args=(root, f"{root.name}{n}")) for root in (a, b) for n in (1, 2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failed
+    for root in (a, b, a):
+        opened(root).sync()
+    expected = {f"{name}{n}-{number}" for name in "ab" for n in (1, 2) for number in range(6)}
+    assert set(ids(a)) == set(ids(b)) == set(ids(server)) == expected
+    assert trees(a) == trees(b) == trees(server)
+
+
+def test_a_server_that_stock_git_pushes_to_as_well(
+    clone: Callable[[str], Path], server: Path, git: Git
+) -> None:
+    a, b = clone("a"), clone("b")
+    record(a, "a1")
+    opened(a).sync()
+    opened(b).sync()
+    record(b, "b1")
+    git(b, "push", "-q", "origin", LEDGER_REF, "refs/tags/scp/run/*")
+    record(a, "a2")
+    assert opened(a).sync().in_step
+    assert opened(b).sync().in_step
+    assert set(ids(a)) == set(ids(b)) == set(ids(server)) == {"a1", "a2", "b1"}
+    assert tip(a) == tip(b) == tip(server) and not merges(git, server)
+
+
+def test_a_linked_working_tree_syncs_the_same_repository(clone: Callable[[str], Path], git: Git) -> None:
+    a = clone("a")
+    side = a.parent / "side"
+    git(a, "worktree", "add", "-q", str(side), "-b", "side")
+    record(side, "r1")
+    assert opened(side).sync().in_step
+    assert opened(a).sync().state(LEDGER_REF) is RefState.UP_TO_DATE
+
+
+def test_store_and_async_store_sync_alike() -> None:
+    def spelled(function: Callable[..., object]) -> str:
+        found = inspect.signature(function).parameters.values()
+        return str([str(each) for each in found])
+
+    for name in ("push", "pull", "sync"):
+        assert spelled(getattr(Store, name)) == spelled(getattr(scp_git.AsyncStore, name))
+        assert inspect.iscoroutinefunction(getattr(scp_git.AsyncStore, name))
+        assert list(inspect.signature(getattr(Store, name)).parameters)[1] == "remote"
