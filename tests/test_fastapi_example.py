@@ -176,6 +176,29 @@ def test_lists_and_single_runs_are_served(start: Start, repo: Path) -> None:
 
 
 @WORKERS
+def test_remarks_about_a_run_are_there_once(start: Start, repo: Path, workers: str) -> None:
+    server = start("--workers", workers)
+    with server.client() as client, ThreadPoolExecutor(16) as pool:
+        run_id = post(client, deployment("api", takes_s=0))
+        place = f"/runs/{run_id}/messages"
+        answers = list(
+            pool.map(lambda n: client.post(place, json={"text": f"{n}", "user": "Bob"}), range(40))
+        )
+        assert [answer.status_code for answer in answers] == [201] * 40
+        sent = [answer.json() for answer in answers]
+        pages = client.get(place, params={"limit": 25}).json()
+        pages += client.get(place, params={"limit": 25, "before": pages[-1]["id"]}).json()
+        assert sorted(pages, key=lambda said: said["ts"], reverse=True) == pages
+        assert sorted(said["id"] for said in pages) == sorted(said["id"] for said in sent)
+        assert client.post("/runs/run_of_nobody/messages", json={"text": "x"}).status_code == 404
+        assert client.post("/runs/..lock/messages", json={"text": "x"}).status_code == 422
+        assert client.post(place, content=b'{"text": "\\ud800"}').status_code == 422
+        assert client.get("/runs/run_of_nobody/messages").json() == []
+    server.stop()
+    assert len(Store.open(repo).list_messages(run_id=run_id, n=100)) == 40
+
+
+@WORKERS
 def test_a_handler_that_raises_leaves_a_failed_run(start: Start, repo: Path, workers: str) -> None:
     server = start("--workers", workers)
     with server.client() as client:
@@ -288,6 +311,7 @@ def test_work_goes_on_without_a_ledger(start: Start, tmp_path: Path) -> None:
         assert client.post("/webhooks/ci", json={"pipeline": "p"}).status_code == 503
         assert client.get("/runs").json() == []
         assert client.get("/runs/run_of_nobody").status_code == 404
+        assert client.post("/runs/r/messages", json={"text": "x"}).status_code == 503
     assert "not-a-repository" in server.log
     server.stop()
     assert list(nowhere.iterdir()) == []

@@ -27,6 +27,17 @@ def test_the_example_of_the_readme_runs_as_it_stands(repo: Path) -> None:
     assert Store.open(repo).get_run_events(run.run_id)[0]["adapter"] == "shell"
 
 
+def test_the_example_of_the_page_about_chat_runs_as_it_stands(repo: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (TOP / "docs/chat.md").read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=repo, capture_output=True, text=True, check=True, timeout=30
+    )
+    store = Store.open(repo)
+    assert [line.split(" ", 3)[3][:6] for line in done.stdout.splitlines()] == ["Done: ", "Health"]
+    assert [thread.title for thread in store.list_threads()] == ["Roll-out of 1.4", "General"]
+    assert [message.text for message in store.list_messages()] == ["Good morning"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
