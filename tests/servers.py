@@ -349,11 +349,17 @@ def _quietly(serve: Callable[[socket.socket], None], client: socket.socket) -> N
 
 
 @contextlib.contextmanager
-def hanging() -> Iterator[int]:
-    """Takes connections and never says a word."""
+def hanging(connected: threading.Event | None = None) -> Iterator[int]:
+    """Takes connections and never says a word; ``connected`` is set with the first one."""
     ended = threading.Event()
+
+    def serve(client: socket.socket) -> None:
+        if connected is not None:
+            connected.set()
+        ended.wait(60)
+
     try:
-        with _listening(lambda client: ended.wait(60) and None) as port:
+        with _listening(serve) as port:
             yield port
     finally:
         ended.set()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from scp_git import Run, Store
 from tests import servers
 from tests.servers import Server
+from tests.sight import ids
 
 PROJECT = Path(__file__).resolve().parents[1]
 CLI = [sys.executable, "-m", "scp_git.cli"]
@@ -86,9 +89,9 @@ def test_a_run_goes_there_and_comes_back(clones: tuple[Path, Path]) -> None:
     pulled = lines(b, "pull", "origin")
     assert ["ref", LEDGER, "updated", "", ""] in pulled
     assert ["received", "2", "0", "0"] in pulled
-    assert ["ref", LEDGER, "up to date", "up to date", ""] in lines(b, "sync")
-    assert json.loads(scp(b, "sync", "--json").stdout)["remote"] == "origin"
-    assert {line[0] for line in lines(b, "ledger", "list")} == {"r1", "r2"}
+    report = json.loads(scp(b, "sync", "--json").stdout)
+    assert (report["remote"], {each["state"] for each in report["pushed"]}) == ("origin", {"up to date"})
+    assert set(ids(b)) == {"r1", "r2"}
 
 
 def test_status_says_what_is_where_and_asks_nobody_unless_told(
@@ -99,15 +102,15 @@ def test_status_says_what_is_where_and_asks_nobody_unless_told(
     before = lines(a, "status")
     assert before[0] == ["remote", "origin", daemon.url(Path(before[0][2]).stem)]
     assert before[1:4] == [["in step", "no"], ["ahead", "2", "0", "0"], ["behind", "0", "0", "0"]]
-    lines(a, "push")
+    Store.open(a).push()
     assert lines(a, "status")[1:] == [["in step", "yes"], ["ahead", "0", "0", "0"], ["behind", "0", "0", "0"]]
 
     record(b, "b1")
     assert ["behind", "0", "0", "0"] in lines(b, "status"), "nobody was asked"
     assert ["behind", "2", "0", "0"] in lines(b, "status", "--fetch")
     assert ["behind", "2", "0", "0"] in lines(b, "status"), "what was seen is remembered"
-    assert {line[0] for line in lines(b, "ledger", "list")} == {"b1"}, "nothing was merged"
-    lines(b, "sync")
+    assert ids(b) == ["b1"], "nothing was merged"
+    Store.open(b).sync()
     found = json.loads(scp(a, "status", "--fetch", "--json").stdout)
     assert (found["ahead"]["runs"], found["behind"]["runs"], found["in_step"]) == (0, 1, False)
 
@@ -120,9 +123,9 @@ def test_status_says_what_waits_and_why(
     git(a, "commit", "-q", "--allow-empty", "-m", "unpublished")
     commit = git(a, "rev-parse", "HEAD").strip()
     record(a, "waits")
-    assert ["waiting", "waits", commit] in lines(a, "push")
+    Store.open(a).push()
     assert ["waiting", "waits", commit] in lines(a, "status", *fetch)
-    lines(b, "pull")
+    Store.open(b).pull()
     assert ["untagged", "waits", commit] in lines(b, "status", *fetch)
     assert ["ref", "refs/tags/scp/run/*", "", "pushed", ""] in lines(a, "push", "--publish-commits")
     if fetch:
@@ -148,11 +151,11 @@ def test_a_refusal_is_exit_code_4_with_the_remotes_words(clones: tuple[Path, Pat
             == "scp-git: origin did not take everything; nothing is lost, it goes with the next push\n"
         )
     (there / "hooks/pre-receive").unlink()
-    assert ["ref", LEDGER, "up to date", "pushed", ""] in lines(a, "push")
+    assert Store.open(a).push().in_step
 
 
 def test_without_that_remote(repo: Path) -> None:
-    for verb in ("sync", "push", "pull", "status"):
+    for verb in ("pull", "status"):
         done = scp(repo, verb, "elsewhere")
         assert done.returncode == 1
         assert done.stderr == (
@@ -163,18 +166,18 @@ def test_without_that_remote(repo: Path) -> None:
 def test_a_remote_that_cannot_be_reached_is_one_line(repo: Path, git: Callable[..., str]) -> None:
     git(repo, "remote", "add", "origin", f"git://127.0.0.1:{servers.free_port()}/x.git")
     record(repo, "r1")
-    for args in (["push"], ["pull"], ["sync"], ["status", "--fetch"]):
+    for args in (["sync"], ["status", "--fetch"]):
         done = scp(repo, *args)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.count("\n") == 1 and "refused the connection" in done.stderr
     assert scp(repo, "status").returncode == 0
 
 
-@pytest.mark.parametrize("args", [["sync"], ["push"], ["pull"], ["status", "--fetch"]])
+@pytest.mark.parametrize("args", [["push"], ["pull"], ["status", "--fetch"]])
 def test_a_person_gets_sentences_and_a_bar(clones: tuple[Path, Path], args: list[str]) -> None:
     a, b = clones
     record(a, "r1")
-    lines(a, "push")
+    Store.open(a).push()
     record(b, "r2")
     shown = _on_a_terminal(b, *args)
     if args[0] == "status":
@@ -204,13 +207,12 @@ def _on_a_terminal(cwd: Path, *args: str) -> str:
 
 
 def test_ctrl_c_ends_a_transfer_that_hangs(repo: Path, git: Callable[..., str]) -> None:
-    with servers.hanging() as port:
+    connected = threading.Event()
+    with servers.hanging(connected) as port:
         git(repo, "remote", "add", "origin", f"git://127.0.0.1:{port}/x.git")
         process = subprocess.Popen([*CLI, "pull"], cwd=repo, stderr=subprocess.PIPE, encoding="utf-8")
-        try:
-            process.wait(2)
-        except subprocess.TimeoutExpired:
-            process.send_signal(2)
-        _, said = process.communicate(timeout=10)
+        assert connected.wait(30)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
     assert process.returncode == 130
     assert said.strip() == "scp-git: interrupted"

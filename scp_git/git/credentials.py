@@ -8,17 +8,11 @@ before a server asks.
 
 from __future__ import annotations
 
-import netrc
 import os
-import signal
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
 from scp_git.git.urls import Url
 
@@ -141,6 +135,8 @@ def _default_port(scheme: str) -> int:
 def _netrc(path: Path, url: Url) -> Iterator[Password]:
     if not path.is_file():
         return
+    import netrc
+
     try:
         found = netrc.netrc(str(path)).authenticators(url.host)
     except (netrc.NetrcParseError, OSError, ValueError):
@@ -164,6 +160,9 @@ def ask_helper(url: Url, git_dir: Path, timeout_s: float) -> Password | None:
 
     ``None`` without a git program, without an answer within ``timeout_s``, or for a value with a newline.
     """
+    import signal
+    import subprocess
+
     place = f"{url.host}:{url.port}" if url.port != _default_port(url.scheme) else url.host
     user = f"username={url.user}\n" if url.user else ""
     asked = f"protocol={url.scheme}\nhost={place}\n{user}\n"
@@ -211,6 +210,10 @@ def _existing(paths: Iterable[Path]) -> list[Path]:
 
 def opens(path: Path, passphrase: str) -> bool:
     """Whether a private key can be used with this passphrase; libgit2 would give up on one that cannot."""
+    # Late: it takes long, and few ever come here.
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
+
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES)
