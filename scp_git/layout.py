@@ -20,6 +20,7 @@ LEDGER_REF = "refs/heads/scp-ledger"
 ARCHIVE_REF = "refs/heads/scp-ledger-archive"
 NOTES_REF = "refs/notes/scp-chat"
 RUN_TAG_PREFIX = "refs/tags/scp/run/"
+REMOTES_PREFIX = "refs/scp/remotes/"
 
 VIEW_DIR = ".scp-ledger"
 VIEW_ADMIN_NAME = "scp-ledger"

@@ -882,6 +882,37 @@ def test_what_a_pull_brings_is_told_once_and_local_work_is_not_told_again(
     assert [change.id for change in since(a.root, token)] == [late, "mine", mine.id]
 
 
+def test_a_pull_that_only_adds_is_told_by_time_and_id_and_then_local_work_in_its_order(
+    make_repo: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The branches of a clone that did no work simply grow, by commits of the others."""
+    server = make_repo(tmp_path / "server.git", commits=0, bare=True)
+    stores = []
+    for name in ("a", "b"):
+        top = make_repo(tmp_path / name)
+        pygit2.Repository(top).remotes.create("origin", str(server))
+        stores.append(Store.open(top, Settings(durability="os")))
+    a, b = stores
+    a.record_run(Run(run_id="start", type="x"))
+    a.push()
+    b.pull()
+    token = b.change_token()
+    for run_id, clock in {"late": "22:00", "early": "20:00", "gone": "21:00"}.items():
+        a.record_run(Run(run_id=run_id, type="x", started_at=f"2026-02-17T{clock}:00Z"))
+    a.delete_run("gone")
+    a.push()
+    b.pull()
+    for run_id, clock in {"second": "19:00", "first": "18:00"}.items():
+        b.record_run(Run(run_id=run_id, type="x", started_at=f"2026-02-17T{clock}:00Z"))
+    assert told(since(b.root, token)) == [
+        ("run", "added", "early"),
+        ("run", "added", "late"),
+        ("run", "deleted", "gone"),
+        ("run", "added", "second"),
+        ("run", "added", "first"),
+    ]
+
+
 async def test_a_pull_is_told_live(make_repo: Callable[..., Path], tmp_path: Path) -> None:
     server = make_repo(tmp_path / "server.git", commits=0, bare=True)
     roots = [make_repo(tmp_path / name) for name in ("a", "b")]

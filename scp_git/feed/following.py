@@ -19,7 +19,7 @@ from scp_git.git.files import CheckedRecord
 from scp_git.git.handle import Repository
 from scp_git.git.objects import TREE, Kind, ObjectStore
 from scp_git.git.tree import EMPTY_TREE, TreeEditor
-from scp_git.layout import ARCHIVE_REF, FORMAT_PATH, LEDGER_REF, NOTES_REF
+from scp_git.layout import ARCHIVE_REF, FORMAT_PATH, LEDGER_REF, NOTES_REF, REMOTES_PREFIX
 
 LOOK_EVERY_S = 0.1
 """How often a reader who waits looks at the refs; this process's own writes it hears of at once."""
@@ -123,7 +123,7 @@ class Feed:
             self._position = beginning
         if self._position.towards is not None:
             yield from self._finish_step(self._position)
-        for state in way(self._store, self._position.told, present, self._first_time):
+        for state in way(self._store, self._position.told, present, self._first_time, self._shared):
             yield from self._step(self._position.told, state, 0)
 
     def _finish_step(self, position: Position) -> Iterator[Change | None]:
@@ -146,6 +146,10 @@ class Feed:
 
     def _first_time(self, old: Tips, new: Tips) -> str:
         return min((row.time for row in rows_between(self._store, old, new)), default="")
+
+    def _shared(self) -> set[str]:
+        """What is known of the remotes' tips."""
+        return set(self._repository.refs.list(REMOTES_PREFIX).values())
 
     def _is_here(self, tips: Tips) -> bool:
         return all(tip is None or self._has_tree(tip) for tip in tips)

@@ -1,14 +1,15 @@
 """The way from one state to a later one, transaction by transaction where there is such a way.
 
 A transaction makes at most one commit on each of the three branches, all with one committer
-stamp and one message; so commits that share both are taken together. Where a branch did not
-simply grow (a merge put local work on top of a remote's, a branch was reset) the way is one jump.
+stamp and one message; so commits that share both are taken together. What a pull brought is one
+jump, and so is the whole way where a branch did not simply grow (a merge put local work on top of
+a remote's, a branch was reset).
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from scp_git.feed.tokens import NOTHING, Tips
@@ -40,14 +41,35 @@ def tree_of(store: ObjectStore, tip: str | None) -> str | None:
         return None
 
 
-def way(store: ObjectStore, old: Tips, new: Tips, first: FirstTime) -> Iterator[Tips]:
-    """Yield the states to pass from ``old`` to ``new``, the last of them ``new`` itself."""
+def way(
+    store: ObjectStore, old: Tips, new: Tips, first: FirstTime, shared: Callable[[], Container[str]]
+) -> Iterator[Tips]:
+    """Yield the states to pass from ``old`` to ``new``, the last of them ``new`` itself.
+
+    What a remote has, as far as is known here (``shared`` gives the tips), is one jump: that is
+    how a pull brought it.
+    """
     chains = [_chain(store, one, other) for one, other in zip(old, new, strict=True)]
     grown = [chain for chain in chains if chain is not None]
-    if old != NOTHING and len(grown) == len(chains):
-        yield from _in_step(old, grown, first)
-    elif old != new:
-        yield new
+    if old == NOTHING or len(grown) < len(chains):
+        if old != new:
+            yield new
+        return
+    here = old
+    if sum(map(len, grown)) > 1:
+        known = shared()
+        here = Tips(*(_pass(chain, tip, known) for chain, tip in zip(grown, old, strict=True)))
+        if here != old:
+            yield here
+    yield from _in_step(here, grown, first)
+
+
+def _pass(chain: deque[Step], tip: str | None, known: Container[str]) -> str | None:
+    """Go along a chain up to the last commit that a remote has; returns where that is."""
+    last = max((number for number, step in enumerate(chain, 1) if step.oid in known), default=0)
+    for _ in range(last):
+        tip = chain.popleft().oid
+    return tip
 
 
 def _chain(store: ObjectStore, old: str | None, new: str | None) -> deque[Step] | None:

@@ -11,13 +11,14 @@ from pygit2.enums import RepositoryOpenFlag
 from scp_git.errors import StorageFailed
 from scp_git.git.handle import Repository, translated
 from scp_git.git.healing import BRANCHES
+from scp_git.layout import REMOTES_PREFIX
 
 log = logging.getLogger(__name__)
 
 
 def tracking_ref(remote: str, ref: str) -> str:
     """Where a remote's branch or notes ref is kept."""
-    return f"refs/scp/remotes/{remote}/{ref.removeprefix('refs/')}"
+    return f"{REMOTES_PREFIX}{remote}/{ref.removeprefix('refs/')}"
 
 
 def tracked(repository: Repository, remote: str) -> dict[str, str]:

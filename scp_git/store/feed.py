@@ -15,8 +15,8 @@ class FeedVerbs(StoreCore):
     def changes(self, *, since: str | None = None, follow: bool = True) -> Iterator[Change]:
         """Iterate over what is committed to runs, messages, threads and traces, one record at a time.
 
-        Writes of this and of other processes come in the order of their commits, what a merge
-        brought in by (``time``, id). After a change that was told, its token takes up the thread
+        Local writes come in the order of their commits, whichever process made them; what a pull or
+        a merge brought in by (``time``, id). After a change that was told, its token takes up the thread
         again: nothing is lost, nothing comes twice. Housekeeping gives nothing.
 
         Args:
