@@ -10,7 +10,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from scp_git.errors import RemoteError, TransferCancelled
@@ -31,7 +30,8 @@ from scp_git.layout import ARCHIVE_REF, LEDGER_REF, run_tag_ref
 from scp_git.settings import Settings
 from scp_git.sync.counting import lacking
 from scp_git.sync.peers import NetworkPeer, PathPeer, open_at, own_branches
-from scp_git.sync.report import TAGS, Counts, RefResult, RefState, Skipped, SyncReport, WaitingTag
+from scp_git.sync.report import TAGS, Counts, RefResult, RefState, SyncReport
+from scp_git.sync.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -51,51 +51,6 @@ _MOVED = ("changed meanwhile", "failed to update ref", "cannot lock ref", "faile
 
 class _Raced(Exception):
     """Somebody else pushed in between; nothing is lost, it is done again."""
-
-
-@dataclass(slots=True)
-class _Progress:
-    """A report in the making."""
-
-    remote: str
-    pulled: dict[str, RefResult] = field(default_factory=dict)
-    pushed: dict[str, RefResult] = field(default_factory=dict)
-    received: Counts = field(default_factory=Counts)
-    sent: Counts = field(default_factory=Counts)
-    waiting: dict[str, str] = field(default_factory=dict)
-    skipped: dict[Skipped, None] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)
-    tries: int = 1
-
-    def pull(self, ref: str, state: RefState) -> None:
-        """Note what a pull did; of several pulls the one that did something counts."""
-        if ref not in self.pulled or state not in (RefState.UP_TO_DATE, RefState.ABSENT):
-            self.pulled[ref] = RefResult(ref=ref, state=state)
-
-    def push(self, ref: str, state: RefState, detail: str = "") -> None:
-        before = self.pushed.get(ref)
-        if before is None or before.state is not RefState.PUSHED or state is RefState.REJECTED:
-            self.pushed[ref] = RefResult(ref=ref, state=state, detail=detail)
-
-    def skip(self, received: Received) -> None:
-        """Note what was not taken over, and why."""
-        for each in received.skipped:
-            self.skipped[Skipped(ref=each.ref, path=each.path, reason=each.reason, kept=each.kept)] = None
-        for path in received.report.refused:
-            self.skipped[Skipped(ref="", path=path, reason="it is not ours")] = None
-
-    def finish(self) -> SyncReport:
-        return SyncReport(
-            remote=self.remote,
-            pulled=tuple(self.pulled.values()),
-            pushed=tuple(self.pushed.values()),
-            received=self.received,
-            sent=self.sent,
-            waiting=tuple(WaitingTag(run_id=id, commit=oid) for id, oid in sorted(self.waiting.items())),
-            skipped=tuple(self.skipped),
-            renamed=self.renamed,
-            tries=self.tries,
-        )
 
 
 class Syncer:
@@ -123,9 +78,9 @@ class Syncer:
         peer = self.peer(name, push=False)
         if peer is None:
             return _no_remote(name, BRANCHES)
-        progress = _Progress(name)
-        self._pull(peer, progress)
-        return progress.finish()
+        tally = Tally(name)
+        self._pull(peer, tally)
+        return tally.finish()
 
     def push(
         self, name: str, *, refs: tuple[str, ...] = EVERYTHING, publish_commits: bool = False
@@ -134,23 +89,23 @@ class Syncer:
         peer = self.peer(name, push=True)
         if peer is None:
             return _no_remote(name, refs)
-        progress = _Progress(name)
+        tally = Tally(name)
         deadline = time.monotonic() + self.settings.retry_timeout_s
         while True:
             try:
-                self._pull(peer, progress)
+                self._pull(peer, tally)
                 if isinstance(peer, PathPeer):
-                    self._publish_at(peer, progress, refs, publish_commits)
+                    self._publish_at(peer, tally, refs, publish_commits)
                 else:
-                    self._publish_over(peer, progress, refs, publish_commits)
-                return progress.finish()
+                    self._publish_over(peer, tally, refs, publish_commits)
+                return tally.finish()
             except _Raced as exc:
                 if time.monotonic() > deadline:
                     raise RemoteError(
                         name, f"others keep pushing at the same time ({exc}); try again"
                     ) from None
-                self._pause(progress.tries)
-                progress.tries += 1
+                self._pause(tally.tries)
+                tally.tries += 1
 
     def _pause(self, tries: int) -> None:
         """Those who lose often wait less, so that nobody starves."""
@@ -183,7 +138,7 @@ class Syncer:
 
     # ------------------------------------------------------------ pulling
 
-    def _pull(self, peer: NetworkPeer | PathPeer, progress: _Progress) -> None:
+    def _pull(self, peer: NetworkPeer | PathPeer, tally: Tally) -> None:
         self._check_cancelled(peer.name)
         theirs, before = peer.branches(), own_branches(self.repository)
         news = self._news(theirs, before)
@@ -193,13 +148,13 @@ class Syncer:
                 theirs = {**theirs, **peer.fetch(news)}
             self._check_cancelled(peer.name)
             received = self._receive(peer, {ref: theirs[ref] for ref in news})
-            progress.skip(received)
-            progress.renamed.update(received.report.renamed)
-            progress.received += self._lacking(before, received.trees)
+            tally.skip(received)
+            tally.renamed.update(received.report.renamed)
+            tally.received += self._lacking(before, received.trees)
         remember(self.repository, peer.name, theirs)
         after = own_branches(self.repository)
         for ref in BRANCHES:
-            progress.pull(ref, _pulled(theirs.get(ref), after.get(ref), ref in received.news))
+            tally.pull(ref, _pulled(theirs.get(ref), after.get(ref), ref in received.news))
 
     def _news(self, theirs: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
         """Those of their branches on which there is something that ours have not."""
@@ -227,9 +182,7 @@ class Syncer:
 
     # ------------------------------------------------------------ publishing at a path
 
-    def _publish_at(
-        self, peer: PathPeer, progress: _Progress, refs: tuple[str, ...], publish_commits: bool
-    ) -> None:
+    def _publish_at(self, peer: PathPeer, tally: Tally, refs: tuple[str, ...], publish_commits: bool) -> None:
         """One transaction in the other repository, under its gate: no race can be lost."""
         ours, before = own_branches(self.repository), peer.branches()
         chosen = {ref: oid for ref, oid in ours.items() if ref in refs}
@@ -244,18 +197,18 @@ class Syncer:
             self._write(peer.other, operation)
         after = peer.branches()
         if any(after.get(ref) != oid for ref, oid in news.items()):
-            self._pull(peer, progress)
+            self._pull(peer, tally)
         for ref in chosen:
-            progress.push(ref, RefState.PUSHED if ref in news else RefState.UP_TO_DATE)
+            tally.push(ref, RefState.PUSHED if ref in news else RefState.UP_TO_DATE)
         if news:
-            progress.sent += self._lacking(before, ours)
+            tally.sent += self._lacking(before, ours)
         remember(self.repository, peer.name, after)
         if TAGS in refs:
             there = peer.tags()
-            progress.waiting = {
+            tally.waiting = {
                 run_id: oid for run_id, oid in plan.waiting.items() if run_tag_ref(run_id) not in there
             }
-            _report_tags(progress, pushed=any(run_tag_ref(run_id) in there for run_id in tags))
+            tally.tags(pushed=any(run_tag_ref(run_id) in there for run_id in tags))
 
     def _plan(self, advertised: Mapping[str, str], peer: NetworkPeer | PathPeer) -> TagPlan:
         with self.repository.odb() as odb:
@@ -265,7 +218,7 @@ class Syncer:
     # ------------------------------------------------------------ publishing over a network
 
     def _publish_over(
-        self, peer: NetworkPeer, progress: _Progress, refs: tuple[str, ...], publish_commits: bool
+        self, peer: NetworkPeer, tally: Tally, refs: tuple[str, ...], publish_commits: bool
     ) -> None:
         """Archive, ledger, notes, tags, each by a push of its own; after a refusal nothing later goes."""
         ours = self._whole_branches(peer)
@@ -274,20 +227,20 @@ class Syncer:
         for ref in (ref for ref in BRANCHES if ref in refs and ref in ours):
             self._check_cancelled(peer.name)
             if before.get(ref) == ours[ref]:
-                progress.push(ref, RefState.UP_TO_DATE)
+                tally.push(ref, RefState.UP_TO_DATE)
                 continue
-            refusal = self._push_branch(peer, ref, ours[ref], progress.tries)
+            refusal = self._push_branch(peer, ref, ours[ref], tally.tries)
             if refusal is not None:
-                progress.push(ref, RefState.REJECTED, refusal)
+                tally.push(ref, RefState.REJECTED, refusal)
                 break
-            progress.push(ref, RefState.PUSHED)
+            tally.push(ref, RefState.PUSHED)
             sent[ref] = ours[ref]
             remember(self.repository, peer.name, {ref: ours[ref]})
         else:
             if TAGS in refs:
-                self._push_tags(peer, progress, publish_commits)
+                self._push_tags(peer, tally, publish_commits)
         if sent:
-            progress.sent += self._lacking(before, {**before, **sent})
+            tally.sent += self._lacking(before, {**before, **sent})
 
     def _whole_branches(self, peer: NetworkPeer) -> dict[str, str]:
         """Our tips; those of a shallow clone are made ones that a remote without them can take."""
@@ -316,12 +269,12 @@ class Syncer:
             raise _Raced(ref)
         return answer
 
-    def _push_tags(self, peer: NetworkPeer, progress: _Progress, publish_commits: bool) -> None:
+    def _push_tags(self, peer: NetworkPeer, tally: Tally, publish_commits: bool) -> None:
         plan = self._plan(peer.refs, peer)
         if publish_commits:
             plan.new |= {run_id: self._tag(run_id) for run_id in plan.waiting}
             plan.waiting.clear()
-        progress.waiting = plan.waiting
+        tally.waiting = plan.waiting
         specs = tag_refspecs(plan)
         refused: dict[str, str] = {}
         for start in range(0, len(specs), _TAGS_AT_ONCE):
@@ -332,9 +285,9 @@ class Syncer:
                 break
         if refused and self._settled(peer, specs):
             refused = {}
-        _report_tags(progress, pushed=bool(specs) and not refused, refused=refused)
+        tally.tags(pushed=bool(specs) and not refused, refused=refused)
         if plan.removed and not refused:
-            self._remove_tags(peer, progress, plan.removed)
+            self._remove_tags(peer, tally, plan.removed)
 
     def _settled(self, peer: NetworkPeer, specs: list[str]) -> bool:
         """Whether others pushed the very same tags meanwhile."""
@@ -345,12 +298,12 @@ class Syncer:
     def _tag(self, run_id: str) -> str:
         return self.repository.refs.read(run_tag_ref(run_id)) or ""
 
-    def _remove_tags(self, peer: NetworkPeer, progress: _Progress, run_ids: list[str]) -> None:
+    def _remove_tags(self, peer: NetworkPeer, tally: Tally, run_ids: list[str]) -> None:
         """Take the tags of deleted runs away. A remote that keeps them has the deletions all the same."""
         for start in range(0, len(run_ids), _TAGS_AT_ONCE):
             specs = [f":{run_tag_ref(run_id)}" for run_id in run_ids[start : start + _TAGS_AT_ONCE]]
             for ref, words in peer.remote.push(specs).items():
-                progress.push(ref, RefState.PUSHED if words is None else RefState.KEPT, words or "")
+                tally.push(ref, RefState.PUSHED if words is None else RefState.KEPT, words or "")
 
 
 def _no_remote(name: str, refs: tuple[str, ...]) -> SyncReport:
@@ -362,11 +315,3 @@ def _pulled(theirs: str | None, ours: str | None, news: bool) -> RefState:
     if news:
         return RefState.UPDATED if theirs == ours else RefState.MERGED
     return RefState.ABSENT if theirs is None and ours is None else RefState.UP_TO_DATE
-
-
-def _report_tags(progress: _Progress, *, pushed: bool, refused: Mapping[str, str] | None = None) -> None:
-    for ref, words in (refused or {}).items():
-        progress.push(ref, RefState.REJECTED, words)
-    if not refused:
-        idle = RefState.WAITING if progress.waiting else RefState.UP_TO_DATE
-        progress.push(TAGS, RefState.PUSHED if pushed else idle)
