@@ -29,6 +29,7 @@ LOOPBACK = "127.0.0.1"
 USER = "ada"
 PASSWORD = "correct-horse-7Q"
 _START_S = 15
+_PORTS_TRIED = 3
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ def _running(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterat
             alive = process.poll() is None and time.monotonic() < deadline
             assert alive, f"{command[0]} does not start:\n{log.read_text(errors='replace')}"
             time.sleep(0.02)
+        assert process.poll() is None, f"another {command[0]} answers"
         yield process
     finally:
         process.terminate()
@@ -113,6 +115,23 @@ def _running(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterat
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def _on_a_port(
+    command: Callable[[int], list[str]], log: Path
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A process that listens on a free port; on another one if somebody else was quicker."""
+    with contextlib.ExitStack() as stack:
+        for attempt in range(_PORTS_TRIED):
+            port = free_port()
+            try:
+                process = stack.enter_context(_running(command(port), log, _answers(port)))
+                break
+            except AssertionError:
+                if attempt == _PORTS_TRIED - 1:
+                    raise
+        yield port, process
 
 
 def _answers(port: int) -> Callable[[], bool]:
@@ -127,20 +146,14 @@ def _answers(port: int) -> Callable[[], bool]:
 @contextlib.contextmanager
 def git_daemon(folder: Path) -> Iterator[Server]:
     """``git://``, anonymous, writable."""
-    port = free_port()
     served = folder / "git"
     served.mkdir(parents=True)
-    command = [
-        _git_program("git-daemon"),
-        f"--listen={LOOPBACK}",
-        f"--port={port}",
-        f"--base-path={served}",
-        "--export-all",
-        "--reuseaddr",
-        "--enable=receive-pack",
-        str(served),
-    ]
-    with _running(command, folder / "git-daemon.log", _answers(port)) as process:
+
+    def command(port: int) -> list[str]:
+        options = ["--export-all", "--reuseaddr", "--enable=receive-pack", f"--base-path={served}"]
+        return [_git_program("git-daemon"), f"--listen={LOOPBACK}", f"--port={port}", *options, str(served)]
+
+    with _on_a_port(command, folder / "git-daemon.log") as (port, process):
         yield Server(served, f"git://{LOOPBACK}:{port}/", port, processes=[process])
 
 
@@ -165,21 +178,23 @@ def make_ssh_key(path: Path, passphrase: bytes = b"") -> str:
 @contextlib.contextmanager
 def ssh_server(folder: Path) -> Iterator[Server]:
     """``ssh://`` with keys made for this server; ``user_key`` is the one that is let in."""
-    port = free_port()
     served = folder / "git"
     served.mkdir(parents=True)
     host_line = make_ssh_key(folder / "host_key")
     (folder / "authorized_keys").write_text(make_ssh_key(folder / "user_key") + "\n")
-    config = folder / "sshd_config"
-    config.write_text(
-        f"Port {port}\nListenAddress {LOOPBACK}\nHostKey {folder}/host_key\nPidFile none\n"
-        f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\nLogLevel INFO\n"
-        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n"
-    )
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
-    command = [_program("sshd"), "-D", "-e", "-f", str(config)]
-    with _running(command, folder / "sshd.log", _answers(port)) as process:
+
+    def command(port: int) -> list[str]:
+        config = folder / "sshd_config"
+        config.write_text(
+            f"Port {port}\nListenAddress {LOOPBACK}\nHostKey {folder}/host_key\nPidFile none\n"
+            f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\nLogLevel INFO\n"
+            "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n"
+        )
+        return [_program("sshd"), "-D", "-e", "-f", str(config)]
+
+    with _on_a_port(command, folder / "sshd.log") as (port, process):
         yield Server(
             served,
             f"ssh://{getpass.getuser()}@{LOOPBACK}:{port}{served}/",
@@ -215,22 +230,23 @@ def ssh_agent(sock: Path, key: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def http_server(folder: Path, *, tls: bool = False, password: bool = True) -> Iterator[Server]:
     """nginx with ``git http-backend``: http, or https with an authority of its own; with basic auth."""
-    port = free_port()
     served = folder / "git"
     served.mkdir(parents=True)
     fcgi = folder / "fcgi"
     wrapper = [_program("fcgiwrap"), "-c", "4", "-s", f"unix:{fcgi}"]
     ca_file = _make_certificates(folder) if tls else None
     (folder / "htpasswd").write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n")
-    config = folder / "nginx.conf"
-    config.write_text(_nginx(folder, served, fcgi, port, tls=tls, password=password))
-    command = [_program("nginx"), "-c", str(config), "-p", str(folder), "-e", str(folder / "nginx.log")]
-    scheme = "https" if tls else "http"
+
+    def command(port: int) -> list[str]:
+        config = folder / "nginx.conf"
+        config.write_text(_nginx(folder, served, fcgi, port, tls=tls, password=password))
+        return [_program("nginx"), "-c", str(config), "-p", str(folder), "-e", str(folder / "nginx.log")]
+
     with (
         _running(wrapper, folder / "fcgiwrap.log", fcgi.exists) as back,
-        _running(command, folder / "nginx.log", _answers(port)) as front,
+        _on_a_port(command, folder / "nginx.log") as (port, front),
     ):
-        base = f"{scheme}://localhost:{port}/" if tls else f"{scheme}://{LOOPBACK}:{port}/"
+        base = f"https://localhost:{port}/" if tls else f"http://{LOOPBACK}:{port}/"
         yield Server(served, base, port, ca_file=ca_file, processes=[back, front])
 
 
