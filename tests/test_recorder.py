@@ -34,6 +34,7 @@ from scp_git import (
     Store,
     TraceEvent,
     bus,
+    generate_summary,
     open_store,
 )
 from scp_git.codec import load_object
@@ -259,6 +260,22 @@ def test_a_hostile_field_loses_nothing_but_itself(repo: Path) -> None:
     bus.publish("odd:root", key="3", meta={"root": b"/nowhere"})
     bus.publish("after", key="4")
     assert targets(store.stop_recording(trace_id)) == ["1", "4"]
+
+
+def test_any_number_of_types_and_results_takes_little_memory_and_can_be_saved(repo: Path) -> None:
+    store = Store.open(repo)
+    trace_id = store.start_recording()
+    [recording] = recorder._recordings
+    bus.publish("a\ud800:" + "x" * 100_000, data={"status": "b\ud800" + "y" * 100_000})
+    for number in range(9000):
+        bus.publish(f"t{number % 3}:x", data={"status": f"took {number} ms"})
+    trace = store.stop_recording(trace_id)
+    assert len(recording._tally.kinds) <= 4097
+    assert trace.auto_summary == generate_summary(trace)
+    assert trace.auto_summary.startswith("9001 events: 4905 other, 1365 t0, 1365 t1, 1365 t2, 1 a?; ")
+    store.save_trace(trace)
+    stored = store.get_trace(trace_id)
+    assert stored is not None and stored.auto_summary == trace.auto_summary
 
 
 def test_a_detail_that_holds_itself_is_cut(repo: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from scp_git.broadcast import Event
 from scp_git.codec import dump_compact
 from scp_git.ids import format_time
+from scp_git.trace.summary import Kind, kind_of
 
 DETAIL_LIMIT = 64 * 1024
 """So many characters of ``detail`` are stored, about; a larger one is cut, and the event marked ``cut``."""
@@ -37,8 +38,7 @@ class Line(NamedTuple):
 
     body: bytes
     """To be put behind ``{"seq":1,``; with the newline."""
-    kind: tuple[str, str]
-    """Its type and its result."""
+    kind: Kind
     ts: str
     duration_ms: int
 
@@ -51,7 +51,7 @@ def encode_event(event: Event) -> Line:
         ts, kind = _timestamp(event.ts), _quoted(str(event.type))
         head = f'"ts":"{ts}","type":{kind},"target":"","result":"","duration_ms":0,"detail":'
         body = f"{head}{_not_stored(exc)}}}\n".encode(errors="replace")
-        return Line(body, (str(event.type), ""), ts, 0)
+        return Line(body, kind_of(str(event.type), ""), ts, 0)
 
 
 def _encode(event: Event) -> Line:
@@ -79,7 +79,7 @@ def _encode(event: Event) -> Line:
         text, cut = _mended({name: value for name, value in data.items() if name not in taken})
         more += ',"cut":true' if cut else ""
         body = f"{head}{text}{more}}}\n".encode(errors="replace")
-    return Line(body, (type_, status), ts, duration_ms)
+    return Line(body, kind_of(type_, status), ts, duration_ms)
 
 
 def gap_line(missed: int, ts: str) -> Line:

@@ -101,7 +101,7 @@ class Recording:
 
         What is lost while too much waits for the disk is counted.
         """
-        matches, counts, append = self._matches, self._tally.kinds, self._lines.append
+        matches, count, append = self._matches, self._tally.count, self._lines.append
         first = last = None
         for place, event in enumerate(events):
             if event.seq <= self.after or (event.meta and not self._is_ours(event.meta)):
@@ -122,7 +122,7 @@ class Recording:
             data = b'{"seq":%d,%b' % (self._seq, line.body)
             append(data)
             self._appended += len(data) + _LINE_BYTES
-            counts[line.kind] += 1
+            count(line.kind)
             first, last = first or line, line
         if first and last:
             self._tally.span(first.ts, first.duration_ms, last.ts)

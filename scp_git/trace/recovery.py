@@ -16,7 +16,7 @@ from scp_git.models import SessionTrace
 from scp_git.trace.operations import SaveTrace
 from scp_git.trace.recording import RUNS_MAX
 from scp_git.trace.spool import SUFFIX, SpoolFile, event_parts, read_header, spools
-from scp_git.trace.summary import Tally
+from scp_git.trace.summary import Tally, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class _Found:
     def see(self, record: JsonObject) -> None:
         if "seq" in record:
             ts, duration_ms = str(record.get("ts", "")), record.get("duration_ms", 0)
-            kind = record["type"], record.get("result", "")
+            kind = kind_of(record["type"], record.get("result", ""))
             self.tally.add(kind, ts or self.tally.last, duration_ms)
         elif isinstance(record.get("run"), str) and len(self.runs) < RUNS_MAX:
             self.runs[record["run"]] = None

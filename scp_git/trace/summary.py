@@ -15,6 +15,9 @@ from scp_git.models import SessionTrace
 
 _DOMAINS_SHOWN = 8
 _NAME_MAX = 30
+_KEY_MAX = 64
+_KINDS_MAX = 4096
+_LATE = ("", "")
 _OUTCOMES = ("ok", "failed", "partial", "skipped")
 """They come first and in this order; others follow by their number."""
 _FAILED_SHARE = 0.2
@@ -36,6 +39,10 @@ _KIND_OF = {word: kind for kind, words in _RULES.items() for word in words.split
 _WORD = re.compile(r"[a-z0-9]+")
 
 
+Kind = tuple[str, str]
+"""The type and the result of an event."""
+
+
 @dataclass(frozen=True, slots=True)
 class Suggestion:
     """What kind of session a trace seems to be; both are empty where no rule applies."""
@@ -44,20 +51,30 @@ class Suggestion:
     reasons: tuple[str, ...]
 
 
+def kind_of(type: str, result: str) -> Kind:
+    """What events are counted by; cut, as anybody may choose both."""
+    return type[:_KEY_MAX], result[:_KEY_MAX]
+
+
 class Tally:
     """The numbers that a summary is made of; events may be counted as they come, and are not kept."""
 
     def __init__(self) -> None:
-        self.kinds: defaultdict[tuple[str, str], int] = defaultdict(int)
-        """Events by type and result."""
+        self.kinds: defaultdict[Kind, int] = defaultdict(int)
         self.first: tuple[str, int] | None = None
         """Time and duration of the first event."""
         self.last = ""
 
-    def add(self, kind: tuple[str, str], ts: str, duration_ms: int) -> None:
-        """Count one event; those that come fast are counted in ``kinds`` directly."""
-        self.kinds[kind] += 1
+    def add(self, kind: Kind, ts: str, duration_ms: int) -> None:
+        """Count one event."""
+        self.count(kind)
         self.span(ts, duration_ms, ts)
+
+    def count(self, kind: Kind) -> None:
+        """Count one event; beyond ``_KINDS_MAX`` kinds those that come late count as one."""
+        self.kinds[kind] += 1
+        if len(self.kinds) > _KINDS_MAX:
+            self.kinds[_LATE] += self.kinds.pop(kind)
 
     def span(self, first: str, duration_ms: int, last: str) -> None:
         """Events from ``first`` to ``last`` came; ``duration_ms`` is that of the first one."""
@@ -100,7 +117,7 @@ def generate_summary(trace: SessionTrace) -> str:
     """One line about ``trace.events``: counts by domain, outcomes, duration; the same wherever it is made."""
     tally = Tally()
     for event in trace.events:
-        tally.add((event.type, event.result), event.ts, event.duration_ms)
+        tally.add(kind_of(event.type, event.result), event.ts, event.duration_ms)
     return tally.text()
 
 
@@ -148,6 +165,7 @@ def _ranked(counts: Counter[str], first: tuple[str, ...] = ()) -> str:
 
 def _name(text: str) -> str:
     """Safe to stand in a line: anybody may have chosen it."""
+    text = text.encode(errors="replace").decode()
     text = " ".join("".join(c if c >= " " and not "\x7f" <= c <= "\x9f" else " " for c in text).split())
     return text if len(text) <= _NAME_MAX else text[: _NAME_MAX - 3] + "..."
 
