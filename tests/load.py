@@ -37,9 +37,15 @@ class Waiting:
     def __init__(self, pid: int | str = "self") -> None:
         tasks = Path(f"/proc/{pid}/task")
         self.files = [os.open(task / "schedstat", os.O_RDONLY) for task in tasks.iterdir()]
+        self.waited: dict[int, int] = {}
 
     def seconds(self) -> float:
-        return sum(int(os.pread(file, 80, 0).split()[1]) for file in self.files) / 1e9
+        for file in self.files:
+            try:
+                self.waited[file] = int(os.pread(file, 80, 0).split()[1])
+            except ProcessLookupError:
+                pass  # the thread has ended, and waits no more
+        return sum(self.waited.values()) / 1e9
 
     def close(self) -> None:
         for file in self.files:

@@ -736,6 +736,7 @@ async def test_the_loop_stays_free_while_a_large_difference_is_taken(repo: Path)
         group.start_soon(heartbeat)
         assert len([change async for change in store.changes(since="", follow=False)]) == 2000
         done.set()
+    waiting.close()
     assert sorted(gaps)[int(len(gaps) * 0.98)] < 0.05
 
 
