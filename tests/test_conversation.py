@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -445,3 +447,67 @@ def test_a_message_older_than_all_others_goes_in_front(store: Store) -> None:
     ).model_copy(update={"ts": format_time(parse_time("2020-01-01")), "id": "msg_old"})
     store._wait(store.sending(lambda: store.addressed(old), size=10))
     assert [message.text for message in store.list_messages()] == [*(m.text for m in sent[::-1]), "old"]
+
+
+def test_readers_miss_nothing_while_messages_are_sealed(store: Store) -> None:
+    run_id = store.record_run(Run(type="x"))
+    sent: list[str] = []
+    missed: list[str] = []
+
+    def talk() -> None:
+        for number in range(80):
+            message = store.send_message(str(number), run_id=run_id)
+            sent.append(message.id)
+
+    with ThreadPoolExecutor(1) as pool:
+        talking = pool.submit(talk)
+        while not talking.done():
+            before = list(sent)
+            heard = [message.id for message in store.list_messages(run_id=run_id, n=1000)]
+            missed += set(before) - set(heard)
+            assert len(heard) == len(set(heard))
+        talking.result()
+    assert not missed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clones_that_talk_seal_and_sync_come_to_the_same_parts(make_repo: Any, git: Any, seed: int) -> None:
+    chance, origin = random.Random(seed), make_repo(bare=True, commits=0)
+    roots = [make_repo(), make_repo()]
+    for root in roots:
+        git(root, "remote", "add", "origin", str(origin))
+    clones = [Store.open(root, Settings(durability="os")) for root in roots]
+    run_id = clones[0].record_run(Run(type="x"))
+    clones[0].send_message("first")
+    assert clones[0].sync() and clones[1].sync()
+    there: dict[str, bool] = {}
+    for _ in range(12):
+        clone = chance.choice(clones)
+        for _ in range(chance.randrange(6)):
+            run, talk = chance.choice([(run_id, None), (None, "general"), (run_id, "general")])
+            there[clone.send_message("x", run_id=run, thread_id=talk).id] = run is not None
+        about_run = clone.list_messages(run_id=run_id)
+        if about_run:
+            clone.set_message_flags(chance.choice(about_run).id, publish=True, run_id=run_id)
+            gone = chance.choice(about_run)
+            if chance.random() < 0.3 and clone.delete_message(gone.id, run_id=run_id):
+                there.pop(gone.id, None)
+        clone.sync()
+    for _ in range(2):
+        for clone in clones:
+            clone.sync()
+    trees = [git(root, "rev-parse", "scp-ledger^{tree}", "refs/notes/scp-chat^{tree}") for root in roots]
+    assert trees[0] == trees[1]
+    for clone in clones:
+        heard = {message.id for message in clone.list_messages(run_id=run_id, thread_id="general", n=1000)}
+        assert heard - {clones[0].list_messages(n=1000)[-1].id} == set(there)
+        about_run = {message.id for message in clone.list_messages(run_id=run_id, n=1000)}
+        assert about_run == {id for id, on_run in there.items() if on_run}
+    note = git(roots[0], "notes", "--ref=scp-chat", "show", f"refs/tags/scp/run/{run_id}")
+    files = list((roots[0] / f".scp-ledger/chat/runs/{run_id}").glob("messages*.jsonl"))
+    stored = [
+        json.loads(each)["id"]
+        for text in [note, *(p.read_text() for p in files)]
+        for each in text.splitlines()
+    ]
+    assert sorted(stored) == sorted(about_run), "each lies in one place"
