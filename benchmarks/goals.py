@@ -127,6 +127,17 @@ GOALS = (
         "`python -c pass`",
         _figure("x_bare_python", name="start", peer="scp-git ledger list"),
     ),
+    _at_least(3, "importing runs with their tags", "`git fast-import`", _ratio("import", "git_fast_import")),
+    _at_most(
+        300, "MB", "peak memory of the import", "", _figure("max_rss_mb", name="import", peer="scp_git")
+    ),
+    _at_most(
+        1_500,
+        "bytes",
+        "a run in `.git` after it",
+        "",
+        _figure("bytes_per_run", name="import", peer="scp_git"),
+    ),
     _at_most(20, "ms", "worst gap of the loop, 1 000 callers record", "1 000 no-op callers", _worst),
     _at_least(
         20,

@@ -48,6 +48,8 @@ class Plan:
     tags: tuple[int, ...] = (10_000, 100_000)
     """Runs and tags on both sides when one more is pushed."""
     sync_samples: int = 9
+    imported: int = 20_000
+    """Runs to be imported."""
 
 
 def full(folder: Path) -> Plan:
@@ -60,6 +62,7 @@ def full(folder: Path) -> Plan:
         rounds=5,
         said=(100, 1_000, 100_000),
         beats=60,
+        imported=100_000,
     )
 
 
@@ -79,6 +82,7 @@ def quick(folder: Path) -> Plan:
         pulled=500,
         tags=(1_000,),
         sync_samples=3,
+        imported=2_000,
     )
 
 

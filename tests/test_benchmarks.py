@@ -33,6 +33,7 @@ COUNTS = {
     "sync-samples": 1,
     "noted": 8,
     "tags": 10,
+    "imported": 40,
 }
 TINY = ["--quick", *(f"--{name}={count}" for name, count in COUNTS.items())]
 TINY += ["--present", "3", "8", "--said", "0", "8"]
@@ -266,3 +267,10 @@ def test_an_unknown_name_is_a_usage_error() -> None:
     )
     assert said.returncode == 2
     assert "there are record_run, record_run_at_once, heartbeat" in said.stderr
+
+
+def test_an_import_is_measured_beside_gits(results: tuple[str, list[dict[str, Any]]]) -> None:
+    lines = {line["peer"]: line for line in results[1] if line["name"] == "import"}
+    assert lines["scp_git"]["n"] == 40 and lines["scp_git"]["bytes_per_run"] > 0
+    if which("git"):
+        assert lines["scp_git"]["ratio_git_fast_import"] > 0
