@@ -19,7 +19,7 @@ REGULAR = (FILE, b"100755")
 EMPTY_TREE = hash_object(TREE, b"")
 _KEPT_TREES = 4096
 """So many opened trees are kept from one transaction to the next; an archive has many more."""
-_ENTRY = re.compile(rb"((\d{5,6}) ([^\0]+)\0.{20})", re.DOTALL)
+_ENTRY = re.compile(rb"(\d{5,6} ([^\0]+)\0.{20})", re.DOTALL)
 
 
 def encode_name(name: str) -> bytes:
@@ -38,17 +38,14 @@ class Tree:
     def __init__(self, oid: str, data: bytes) -> None:
         self.oid: str | None = oid
         """None while there are changes that were not written."""
-        self._raw: dict[bytes, bytes] = {}
+        entries = _ENTRY.findall(data)
+        self._raw: dict[bytes, bytes] = {name: raw for raw, name in entries}
         self.children: dict[bytes, Tree] = {}
-        length = 0
-        for raw, _, name in _ENTRY.findall(data):
-            self._raw[name] = raw
-            length += len(raw)
-        if length != len(data):
+        if sum([len(raw) for raw, _ in entries]) != len(data):
             raise StorageFailed(f"reading tree {oid[:10]}", "it is damaged")
-        self._keys: list[bytes] = []
+        # Made when needed: whoever only reads needs no order, and it takes longer than parsing.
+        self._keys: list[bytes] | None = None
         self._rows: list[bytes] = []
-        self._sort()
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -64,20 +61,20 @@ class Tree:
 
     def is_plain(self) -> bool:
         """Whether it is spelled as git spells it, and holds ordinary files only."""
-        rows = b"".join(self._rows)
-        return all(raw.startswith(FILE) for raw in self._rows) and hash_object(TREE, rows) == self.oid
+        return all(raw.startswith(FILE) for raw in self._raw.values()) and self.is_canonical()
 
     def put(self, name: bytes, raw: bytes | None, child: Tree | None) -> tuple[bytes | None, Tree | None]:
         """Set or remove (``raw`` None) an entry; returns what was there, for undoing."""
+        keys, rows = self._order()
         old, old_child = self._raw.pop(name, None), self.children.pop(name, None)
         if old is not None:
-            place = bisect_left(self._keys, _sort_key(name, old))
-            del self._keys[place], self._rows[place]
+            place = bisect_left(keys, _sort_key(name, old))
+            del keys[place], rows[place]
         if raw is not None:
             key = _sort_key(name, raw)
-            place = bisect_left(self._keys, key)
-            self._keys.insert(place, key)
-            self._rows.insert(place, raw)
+            place = bisect_left(keys, key)
+            keys.insert(place, key)
+            rows.insert(place, raw)
             self._raw[name] = raw
         if child is not None:
             self.children[name] = child
@@ -97,18 +94,20 @@ class Tree:
                 self._raw.pop(name, None)
             else:
                 self._raw[name] = raw
-        self._sort()
+        self._keys = None
         self.oid = None
 
-    def _sort(self) -> None:
-        # Git sorts a folder as if its name ended in a slash.
-        order = sorted((_sort_key(name, raw), raw) for name, raw in self._raw.items())
-        self._keys = [key for key, _ in order]
-        self._rows = [raw for _, raw in order]
+    def _order(self) -> tuple[list[bytes], list[bytes]]:
+        """The entries, sorted as git does it (a folder as if its name ended in a slash), after their keys."""
+        if self._keys is None:
+            order = sorted((_sort_key(name, raw), raw) for name, raw in self._raw.items())
+            self._keys = [key for key, _ in order]
+            self._rows = [raw for _, raw in order]
+        return self._keys, self._rows
 
     def is_canonical(self) -> bool:
         """Whether git would write it as it was read: sorted, no name twice."""
-        return self.oid == hash_object(TREE, b"".join(self._rows))
+        return self.oid == hash_object(TREE, b"".join(self._order()[1]))
 
     def write(self, store: ObjectStore) -> str:
         """Add this tree and its changed subtrees to the store; returns its id."""
@@ -116,7 +115,7 @@ class Tree:
             return self.oid
         for name, child in [item for item in self.children.items() if item[1].oid is None]:
             self.put(name, DIR + b" " + name + b"\0" + bytes.fromhex(child.write(store)), child)
-        self.oid = store.add(TREE, b"".join(self._rows))
+        self.oid = store.add(TREE, b"".join(self._order()[1]))
         return self.oid
 
 
@@ -356,6 +355,6 @@ class TreeEditor:
 def drop_unused_files(store: ObjectStore) -> None:
     """Forget the added files that no added tree names: they were replaced again before they were written."""
     trees = [data for kind, data in store.added.values() if kind == TREE]
-    used = {raw_oid(raw) for data in trees for raw, _, _ in _ENTRY.findall(data)}
+    used = {raw_oid(raw) for data in trees for raw, _ in _ENTRY.findall(data)}
     for oid in [oid for oid, (kind, _) in store.added.items() if kind == BLOB and oid not in used]:
         del store.added[oid]
