@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scp_git.errors import StorageFailed
 from scp_git.git.objects import BLOB, TREE, Kind, ObjectStore, hash_object
 from scp_git.git.pack import encode_entry, write_pack
-from scp_git.git.tree import EMPTY_TREE, TreeEditor, is_dir, raw_mode, raw_oid
+from scp_git.git.tree import EMPTY_TREE, TreeCache, TreeEditor, is_dir, raw_mode, raw_oid
 
 Files = dict[str, bytes]
 
@@ -330,3 +330,29 @@ def test_grafting_many_folders_is_grafting_each() -> None:
         return target.write()
 
     assert graft(one_by_one=True) == graft(one_by_one=False)
+
+
+def test_trees_from_a_cache_are_not_changed_by_editing_another_one() -> None:
+    editor = build({"a/b/file": b"1", "a/c/file": b"2", "other": b"3"})
+    root = editor.write()
+    cache = TreeCache()
+    one, two = (TreeEditor(editor.store, root, cache=cache) for _ in range(2))
+    before = files_of(two)
+    one.put("a/b/file", b"changed")
+    one.remove("other")
+    one.put("a/b/more", b"4")
+    assert files_of(two) == before == files_of(TreeEditor(editor.store, root, cache=cache))
+    assert two.write() == root
+    assert reopened(one).write() == one.write() != root
+
+
+def test_a_cache_of_trees_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scp_git.git.tree._CACHED_ENTRIES", 100)
+    cache = TreeCache()
+    store = ObjectStore(NoObjects())
+    for number in range(60):
+        editor = TreeEditor(store)
+        for file in range(1 + number % 30):
+            editor.put(f"file{file}", b"%d" % number)
+        assert files_of(TreeEditor(store, editor.write(), cache=cache)) == files_of(editor)
+    assert sum(map(len, cache._trees.values())) == cache._entries <= 100

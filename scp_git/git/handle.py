@@ -23,6 +23,7 @@ from pygit2.enums import RepositoryOpenFlag
 from scp_git.errors import NotARepository, ScpGitError, StorageFailed, UnsupportedRepository
 from scp_git.git.objects import BLOB, COMMIT, TAG, TREE, Kind
 from scp_git.git.refs import Refs
+from scp_git.git.tree import TreeCache
 
 Value = TypeVar("Value")
 
@@ -151,6 +152,7 @@ class Repository:
         self.common_dir = common_dir
         self.main_root = main_root
         self.refs = Refs(common_dir)
+        self.trees = TreeCache()
         self._pool: list[Odb] = []
         self._pool_pid = os.getpid()
 
@@ -186,6 +188,7 @@ class Repository:
         """Borrow an object reader for one operation."""
         if self._pool_pid != os.getpid():  # a forked child must not share its parent's handles
             self._pool, self._pool_pid = [], os.getpid()
+            self.trees = TreeCache()
         try:
             odb = self._pool.pop()
         except IndexError:

@@ -34,7 +34,7 @@ def snapshot(repository: Repository, odb: Odb) -> Snapshot:
 def snapshot_at(repository: Repository, odb: Odb, tips: tuple[str | None, ...]) -> Snapshot:
     """The state at these commits of notes, ledger and archive."""
     store = ObjectStore(odb)
-    state = Snapshot(*(TreeEditor(store, tree_of(store, tip)) for tip in tips))
+    state = Snapshot(*(TreeEditor(store, tree_of(store, tip), cache=repository.trees) for tip in tips))
     check_format(repository, state.ledger.read(FORMAT_PATH))
     return state
 

@@ -7,7 +7,9 @@ thousands costs a join, not a parse. Only what was touched is written again.
 from __future__ import annotations
 
 import re
+import threading
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from scp_git.errors import StorageFailed
@@ -19,6 +21,7 @@ REGULAR = (FILE, b"100755")
 EMPTY_TREE = hash_object(TREE, b"")
 _KEPT_TREES = 4096
 """So many opened trees are kept from one transaction to the next; an archive has many more."""
+_CACHED_ENTRIES = 20_000
 _ENTRY = re.compile(rb"(\d{5,6} ([^\0]+)\0.{20})", re.DOTALL)
 
 
@@ -33,7 +36,7 @@ def decode_name(name: bytes) -> str:
 class Tree:
     """One folder: entries by name, and the subfolders that were opened."""
 
-    __slots__ = ("_keys", "_raw", "_rows", "children", "oid")
+    __slots__ = ("_keys", "_raw", "_rows", "_shared", "children", "oid")
 
     def __init__(self, oid: str, data: bytes) -> None:
         self.oid: str | None = oid
@@ -46,6 +49,18 @@ class Tree:
         # Made when needed: whoever only reads needs no order, and it takes longer than parsing.
         self._keys: list[bytes] | None = None
         self._rows: list[bytes] = []
+        self._shared = False
+
+    def twin(self) -> Tree:
+        """The same tree once more, nothing opened yet; neither sees what is done to the other."""
+        twin = Tree(EMPTY_TREE, b"")
+        twin.oid, twin._raw = self.oid, self._raw
+        twin._shared = self._shared = True
+        return twin
+
+    def _own(self) -> None:
+        if self._shared:
+            self._raw, self._shared = dict(self._raw), False
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -65,6 +80,7 @@ class Tree:
 
     def put(self, name: bytes, raw: bytes | None, child: Tree | None) -> tuple[bytes | None, Tree | None]:
         """Set or remove (``raw`` None) an entry; returns what was there, for undoing."""
+        self._own()
         keys, rows = self._order()
         old, old_child = self._raw.pop(name, None), self.children.pop(name, None)
         if old is not None:
@@ -88,6 +104,7 @@ class Tree:
 
     def revise(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Set or remove (None) many entries at once."""
+        self._own()
         for name, raw in changes.items():
             self.children.pop(name, None)
             if raw is None:
@@ -135,14 +152,40 @@ def raw_mode(raw: bytes) -> bytes:
     return raw.partition(b" ")[0]
 
 
+class TreeCache:
+    """Trees as they were parsed last: those that lead to a run are asked for again and again. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._trees: OrderedDict[str, Tree] = OrderedDict()
+        self._entries = 0
+        self._lock = threading.Lock()
+
+    def load(self, oid: str, store: ObjectStore) -> Tree:
+        """The tree ``oid``, for the caller alone."""
+        with self._lock:
+            tree = self._trees.get(oid)
+            if tree is not None:
+                self._trees.move_to_end(oid)
+                return tree.twin()
+        tree = Tree(oid, store.read(oid, TREE))
+        if len(tree) <= _CACHED_ENTRIES // 4:
+            with self._lock:
+                self._entries += len(tree) - len(self._trees.pop(oid, ()))
+                self._trees[oid] = tree.twin()
+                while self._entries > _CACHED_ENTRIES:
+                    self._entries -= len(self._trees.popitem(last=False)[1])
+        return tree
+
+
 class TreeEditor:
     """The files of one branch, by path, as they will be after the transaction.
 
     Every change can be undone back to a ``mark``.
     """
 
-    def __init__(self, store: ObjectStore, oid: str | None = None) -> None:
+    def __init__(self, store: ObjectStore, oid: str | None = None, *, cache: TreeCache | None = None) -> None:
         self.store = store
+        self._cache = cache
         self._opened = 0
         self.root = self._load(oid) if oid else Tree(EMPTY_TREE, b"")
         self._touched: list[tuple[str, str | None]] = []
@@ -349,7 +392,11 @@ class TreeEditor:
         self._opened += 1
         if oid == EMPTY_TREE:
             return Tree(EMPTY_TREE, b"")
-        return Tree(oid, self.store.read(oid, TREE))
+        return (
+            self._cache.load(oid, self.store)
+            if self._cache is not None
+            else Tree(oid, self.store.read(oid, TREE))
+        )
 
 
 def drop_unused_files(store: ObjectStore) -> None:
