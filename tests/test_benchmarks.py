@@ -53,6 +53,7 @@ Printed = tuple[str, list[dict[str, Any]]]
 GROUPS = {
     "recording": ("record_run", "record_run_at_once", "heartbeat"),
     "events": ("bus",),
+    "imports": ("import",),
     "recorders": ("recorder",),
     "chat": ("send_message", "send_message_among_notes", "list_messages"),
     "sync": ("sync_merge", "sync_pull", "sync_push"),
@@ -269,8 +270,8 @@ def test_an_unknown_name_is_a_usage_error() -> None:
     assert "there are record_run, record_run_at_once, heartbeat" in said.stderr
 
 
-def test_an_import_is_measured_beside_gits(results: tuple[str, list[dict[str, Any]]]) -> None:
-    lines = {line["peer"]: line for line in results[1] if line["name"] == "import"}
+def test_an_import_is_measured_beside_gits(results_of: Callable[[str], Printed]) -> None:
+    lines = {line["peer"]: line for line in results_of("imports")[1]}
     assert lines["scp_git"]["n"] == 40 and lines["scp_git"]["bytes_per_run"] > 0
     if which("git"):
         assert lines["scp_git"]["ratio_git_fast_import"] > 0
