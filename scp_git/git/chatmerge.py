@@ -110,10 +110,10 @@ def _settle(folder: Conversation, note: bytes) -> bytes | None:
 
 def drop_deleted_messages(state: State, gone: set[str]) -> None:
     """Deleted messages go from every file that was changed, those of ``gone`` from all files."""
-    for editor, root in ((state.ledger, "chat"), (state.notes, "")):
-        changed = set(editor.touched())
-        for path, _ in list(editor.files(root)):
-            data = editor.read(path) or b"" if gone or path in changed else b""
+    for editor, root in ((state.ledger, "chat/"), (state.notes, "")):
+        changed = {path for path, oid in editor.touched().items() if oid and path.startswith(root)}
+        for path in [path for path, _ in editor.files(root.rstrip("/"))] if gone else sorted(changed):
+            data = editor.read(path) or b""
             if path in changed or any(id.encode() in data for id in gone):
                 kept = [line for line in data.split(b"\n") if not _is_deleted(state, line)]
                 _replace(editor, path, data, b"\n".join(kept))

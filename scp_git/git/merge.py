@@ -52,7 +52,7 @@ def merge_states(ours: State, theirs: State, *, kept: bool = False) -> MergeRepo
     """
     merge = _Merge(ours, theirs, kept)
     merge.deletions()
-    merge.runs.run(id for kind, id in merge.new_deletions if kind == "run")
+    merge.runs.run(merge.new("run"))
     merge.files()
     merge.notes()
     merge.apply_deletions()
@@ -136,16 +136,21 @@ class _Merge:
     # ------------------------------------------------------------ what deletions cover
 
     def apply_deletions(self) -> None:
-        deleted = {id for kind, id in self.new_deletions if kind == "run"}
-        for id in sorted(deleted | self.runs.gone.keys()):
+        for id in sorted(self.new("run") | self.runs.gone.keys()):
             self._complete(id)
-        gone = {id for kind, id in self.new_deletions if kind == "message"}
+        gone = self.new("message")
+        changed = list(self.ours.ledger.touched())
         for root, kind in ((THREADS, "thread"), (TRACES, "trace"), (RUN_CHAT, "run")):
-            for id in self.ours.ledger.names(root):
+            ids = {path.split("/")[2] for path in changed if path.startswith(f"{root}/")}
+            for id in ids | self.new(kind):
                 if self.deleted(kind, id):
                     self.ours.ledger.remove(f"{root}/{id}")
         if self.ours.archive.has_dir(f"{DELETED}/message"):
             drop_deleted_messages(self.ours, gone)
+
+    def new(self, kind: str) -> set[str]:
+        """The ids of this kind whose deletion came in or grew."""
+        return {id for each, id in self.new_deletions if each == kind}
 
     def _complete(self, run_id: str) -> None:
         """Have a deletion name the tags of all copies that were met; their notes go, too."""
