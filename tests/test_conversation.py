@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -511,3 +512,45 @@ def test_clones_that_talk_seal_and_sync_come_to_the_same_parts(make_repo: Any, g
         for each in text.splitlines()
     ]
     assert sorted(stored) == sorted(about_run), "each lies in one place"
+
+
+@pytest.mark.parametrize("count", [100, 100_000])
+def test_a_message_to_many_writes_as_little_as_one_to_few(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    for module in (conversation, runchat):
+        monkeypatch.setattr(module, "PART_BYTES", 64 * 1024)
+    talk = empty()
+    talk.add_all([long_line(number) for number in range(count)])
+    talk.editor.write()
+    store = talk.editor.store
+    read: list[str] = []
+    plain = store.find
+    monkeypatch.setattr(store, "find", lambda oid, kind, **how: read.append(oid) or plain(oid, kind, **how))
+    before = set(store.added)
+    talk.add(long_line(count))
+    talk.editor.write()
+    assert sum(len(data) for oid, (_, data) in store.added.items() if oid not in before) < 2 * 64 * 1024
+    assert len(read) == 1
+
+
+def long_line(number: int) -> Line:
+    ts = format_time(parse_time("2026-01-01") + timedelta(seconds=number))
+    id = f"msg_{ts[:19].replace(':', '')}_{number:08}"
+    return Key(ts, id), dump_compact({"id": id, "ts": ts, "text": "x" * 200}).encode()
+
+
+def test_of_a_part_without_end_no_more_is_held_than_is_asked_for(
+    store: Store, git: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scp_git.chat.queries._AT_ONCE", 5)
+    run_id = store.record_run(Run(type="x"))
+    lines = [json.loads(line(number)[1]) for number in range(60)]
+    random.Random(1).shuffle(lines)
+    git(
+        store.root, "notes", "--ref=scp-chat", "add", "--file=-", f"refs/tags/scp/run/{run_id}",
+        input=dump_lines(lines).decode(),
+    )  # fmt: skip
+    for n in (1, 7, 59, 60, 100):
+        heard = [int(message.id[-4:]) for message in store.list_messages(run_id=run_id, n=n)]
+        assert heard == list(range(60))[::-1][:n]

@@ -24,6 +24,9 @@ from scp_git.models import ChatMessage, Thread
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 10_000
+"""So many messages more than are asked for are held at most, however long a part of somebody else's is."""
+
 Place = RunChat | Conversation
 _ALL = 2**62
 
@@ -120,6 +123,9 @@ class _Page:
                 count += present is None
                 if present is None or rank(record, line) < rank(*present[1:]):
                     self._found[key.id] = key, record, line
+                if len(self._found) > 2 * self.n + _AT_ONCE:
+                    self.whole = False
+                    self._found = {row[0].id: row for row in self._newest()}
         return count
 
     def _newest(self) -> list[tuple[Key, JsonObject, bytes]]:
