@@ -625,3 +625,16 @@ def test_a_list_in_a_new_process_takes_at_most_8_times_a_bare_python(store: Stor
     ]
     bare, lists = (min(times) for times in zip(*pairs, strict=True))
     assert lists < 8 * bare, f"{lists * 1e3:.0f} ms beside {bare * 1e3:.0f} ms"
+
+
+def test_a_defect_of_the_index_keeps_nobody_from_reading(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = fill(store, 3)
+
+    def defect(*args: object) -> None:
+        raise KeyError("as if something had been forgotten")
+
+    monkeypatch.setattr("scp_git.index.runs.select", defect)
+    assert listed(store) == made
+    assert "the index met an unexpected error" in caplog.text

@@ -96,16 +96,17 @@ class Odb:
         With ``limit`` the size is asked for first, so that a small file cannot
         fill the memory: more than ``limit`` bytes is ``StorageFailed``.
         """
-        with translated(f"reading object {oid[:10]}"):
-            try:
-                if limit is not None:
-                    size = self._odb.read_header(oid)[1]
-                    if size > limit:
-                        raise StorageFailed(f"reading object {oid[:10]}", f"{size} bytes, limit {limit}")
-                kind, data = self._odb.read(oid)
-            except (KeyError, ValueError):
-                return None
-            return self._KINDS[int(kind)], data
+        if limit is not None:
+            found = self.header(oid)
+            if found is not None and found[1] > limit:
+                raise StorageFailed(f"reading object {oid[:10]}", f"{found[1]} bytes, limit {limit}")
+        try:  # not "translated": an index that is made reads every object
+            kind, data = self._odb.read(oid)
+        except (KeyError, ValueError):
+            return None
+        except (pygit2.GitError, OSError, MemoryError) as exc:
+            raise StorageFailed(f"reading object {oid[:10]}", exc) from exc
+        return self._KINDS[int(kind)], data
 
     def kind(self, oid: str) -> Kind | None:
         """What kind of object this is, or ``None`` if it is not here."""

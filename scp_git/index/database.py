@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from scp_git.errors import ScpGitError
+
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
@@ -135,6 +137,11 @@ class Database:
             if getattr(exc, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 self._avoid_until = time.monotonic() + _AVOID_S
             self._say(str(exc))
+            raise Unusable(str(exc)) from exc
+        except ScpGitError:
+            raise
+        except Exception as exc:  # a defect of the index must not keep anybody from reading
+            log.exception("the index met an unexpected error")
             raise Unusable(str(exc)) from exc
         self._said = ""
         return answer

@@ -70,6 +70,8 @@ def select(db: sqlite3.Connection, columns: str, *, n: int, before: str | None, 
         values += limit
     for name in ("type", "status", "user", "environment"):
         value = getattr(only, name)
+        if value is not None and not _is_unicode(value):
+            return []  # SQLite cannot take it, and no stored text is like it
         if value is not None:
             wanted.append(f"{name} = ?")
             values.append(value)
@@ -82,6 +84,14 @@ def select(db: sqlite3.Connection, columns: str, *, n: int, before: str | None, 
         " ORDER BY started_at DESC, run_id DESC LIMIT ?",
         (*values, n),
     ).fetchall()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def list_at_once(root: str, *, n: int, before: str | None, only: RunFilter) -> list[ListedRun] | None:

@@ -94,10 +94,7 @@ class RunIndex:
     def _answer(self, query: Callable[[sqlite3.Connection], Answer]) -> Answer:
         if not any(self._tips()):  # so nothing is created where no ledger is
             raise Unusable("there is no ledger")
-        try:
-            return self._database.answer(self._tips, self._update, query)
-        except UnicodeEncodeError as exc:  # a filter that no stored text can equal, and SQLite cannot take
-            raise Unusable(str(exc)) from exc
+        return self._database.answer(self._tips, self._update, query)
 
     def _tips(self) -> Tips:
         return read_tips(self._repository.refs)
@@ -153,21 +150,30 @@ class _Place:
     def __init__(self, db: sqlite3.Connection, store: ObjectStore) -> None:
         self._db = db
         self._store = store
+        self._known: set[str] | None = None if db.execute("SELECT 1 FROM runs").fetchone() else set()
+        """The ids that were put into an empty table, which need not be looked up for."""
 
     def put(self, run_id: str, blob: str | None, *, archived: bool) -> None:
-        row = self._db.execute("SELECT hot, archived FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        copies = list(row or (None, None))
+        copies = self._copies(run_id)
         copies[archived] = bytes.fromhex(blob) if blob else None
-        if not any(copies):
+        chosen = copies[0] or copies[1]
+        if chosen is None:
             self._db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
             return
         fields: tuple[object, ...] = (None,) * len(FIELDS)
         try:
-            run = _read(self._store, run_id, (copies[0] or copies[1]).hex())
+            run = _read(self._store, run_id, chosen.hex())
             fields = tuple(getattr(run, name) for name in FIELDS)
         except (ValueError, StorageFailed) as exc:  # readers warn of it
             log.debug("run %r is damaged: %s", run_id, exc)
         self._db.execute(_INSERT, (run_id, *copies, *fields))
+
+    def _copies(self, run_id: str) -> list[bytes | None]:
+        if self._known is not None and run_id not in self._known:
+            self._known.add(run_id)
+            return [None, None]
+        row = self._db.execute("SELECT hot, archived FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        return list(row or (None, None))
 
 
 def _read(store: ObjectStore, run_id: str, blob: str) -> Run:

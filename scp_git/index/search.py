@@ -48,6 +48,7 @@ _WORDS = """CREATE VIRTUAL TABLE words USING fts5 (
     title, body, kind, content='docs', content_rowid='number', tokenize='unicode61 remove_diacritics 2'
 )"""
 _BETTER = "SELECT 1 FROM docs WHERE kind = ? AND id = ? AND (rank > ? OR rank = ? AND line < ?)"
+_TAKEN = "SELECT 1 FROM docs WHERE number = ?"
 _MAX_UNANCHORED = 1000
 _FIELDS = ("kind", "id", "time", "title", "body", "user", "run_id", "thread_id", "rank", "noted", "line")
 _INSERT = f"INSERT INTO docs (number, path, {', '.join(_FIELDS)}) VALUES (?, ?{', ?' * len(_FIELDS)})"
@@ -157,12 +158,11 @@ class _Writer:
     def _number(self, time: str) -> int:
         """A free number in the millisecond of ``time``; beyond 16 384 of them, in a later one."""
         first = _milliseconds(time) << _SLOT_BITS
-        taken = self._db.execute(
-            "SELECT max(number) FROM docs WHERE number >= ? AND number < ?",
-            (first, first + (1 << _SLOT_BITS)),
-        ).fetchone()[0]
+        last = first + (1 << _SLOT_BITS) - 1
+        query = "SELECT max(number) FROM docs WHERE number BETWEEN ? AND ?"
+        taken = self._db.execute(query, (first, last)).fetchone()[0]
         number = first if taken is None else int(taken) + 1
-        while self._db.execute("SELECT 1 FROM docs WHERE number = ?", (number,)).fetchone():
+        while number > last and self._db.execute(_TAKEN, (number,)).fetchone():
             number += 1
         return number
 
