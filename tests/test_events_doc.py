@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
-from scp_git import Bus, Store
+import anyio
+import pytest
+
+import scp_git
+from scp_git import Bus, Run, Store
 from scp_git.events import Event
 from scp_git.feed import Change
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "events.md").read_text()
-BUS, CHANGES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BUS, CHANGES, WEB = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def run(example: str, repo: Path) -> str:
@@ -33,6 +40,24 @@ def test_the_example_of_changes_runs(repo: Path) -> None:
     said = run(CHANGES, repo)
     (recorded,) = Store.open(repo).list_runs()
     assert said == f"0 run added {recorded.run_id}\n"
+
+
+async def test_the_example_of_a_web_page_runs(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes back with the last id gets what was committed meanwhile."""
+    monkeypatch.chdir(repo)
+    names: dict[str, Any] = {}
+    exec(WEB, names)
+    token = await scp_git.change_token(repo)
+    run_id = await scp_git.record_run(repo, Run(type="deploy"))
+    response = await names["live"](token)
+    assert response.media_type == "text/event-stream"
+    async with aclosing(response.body_iterator) as lines:
+        with anyio.fail_after(10):
+            first, data, *_ = (await anext(lines)).split("\n")
+    assert json.loads(data.removeprefix("data: "))["id"] == run_id
+    assert (await scp_git.change_token(repo)) == first.removeprefix("id: ")
+    with pytest.raises(names["HTTPException"], match="not a token"):
+        await names["live"]("nonsense")
 
 
 def test_the_page_names_every_field_and_the_capacity() -> None:
