@@ -23,7 +23,7 @@ from scp_git.git.objects import BLOB, hash_object
 from scp_git.git.runcopy import RunCopy, other_id
 from scp_git.git.takeover import take_file
 from scp_git.git.theirs import differing, differing_dirs
-from scp_git.git.tree import REGULAR, TreeEditor, raw_mode
+from scp_git.git.tree import FILE, REGULAR, Tree, TreeEditor, raw_mode
 from scp_git.ids import is_valid_id
 from scp_git.layout import (
     ARCHIVED_RUNS,
@@ -138,7 +138,7 @@ class RunMerge:
                 if tree is not None:
                     files = self._files_of(editor, folder)
                     copy = RunCopy(run_id, files, archived=archived, ours=state is self.ours)
-                    if self.kept and state is self.theirs and tree.is_plain() and len(files) == len(tree):
+                    if self.kept and state is self.theirs and _is_plain(tree) and len(files) == len(tree):
                         copy.raw = editor.raw(folder)
                     copies.append(copy)
         self.ours.ledger.remove(run_dir(run_id))
@@ -198,6 +198,11 @@ def _by_run(copies: list[RunCopy]) -> list[tuple[str, list[RunCopy]]]:
         first = copy if copy.record else min(sound or copies, key=RunCopy.order)
         groups.setdefault(first.message, []).append(copy)
     return sorted(groups.items(), key=lambda item: min(copy.order() for copy in item[1]))
+
+
+def _is_plain(tree: Tree) -> bool:
+    """Whether a folder is spelled as git spells it, and holds ordinary files only."""
+    return all(raw_mode(raw) == FILE for raw in tree.raw_items().values()) and tree.is_canonical()
 
 
 def _name(path: str) -> str:

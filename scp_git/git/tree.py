@@ -74,10 +74,6 @@ class Tree:
     def raw_items(self) -> dict[bytes, bytes]:
         return self._raw
 
-    def is_plain(self) -> bool:
-        """Whether it is spelled as git spells it, and holds ordinary files only."""
-        return all(raw.startswith(FILE) for raw in self._raw.values()) and self.is_canonical()
-
     def put(self, name: bytes, raw: bytes | None, child: Tree | None) -> tuple[bytes | None, Tree | None]:
         """Set or remove (``raw`` None) an entry; returns what was there, for undoing."""
         self._own()
@@ -392,11 +388,7 @@ class TreeEditor:
         self._opened += 1
         if oid == EMPTY_TREE:
             return Tree(EMPTY_TREE, b"")
-        return (
-            self._cache.load(oid, self.store)
-            if self._cache is not None
-            else Tree(oid, self.store.read(oid, TREE))
-        )
+        return self._cache.load(oid, self.store) if self._cache else Tree(oid, self.store.read(oid, TREE))
 
 
 def drop_unused_files(store: ObjectStore) -> None:
