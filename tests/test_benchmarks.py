@@ -58,6 +58,7 @@ GROUPS = {
     "chat": ("send_message", "send_message_among_notes", "list_messages"),
     "sync": ("sync_merge", "sync_pull", "sync_push"),
     "reading": ("read", "index", "start"),
+    "writing": ("write", "room"),
 }
 
 
