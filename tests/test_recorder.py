@@ -179,6 +179,21 @@ def test_only_what_comes_between_start_and_stop_is_taken_in_order_from_many_thre
             assert numbers == list(range(numbers[0], numbers[-1] + 1)) if numbers else True
 
 
+def test_start_and_stop_are_announced_once(repo: Path) -> None:
+    store, seen = Store.open(repo), list[tuple[Any, ...]]()
+    with bus.attach(lambda e: seen.append((e.type, e.key, dict(e.data), e.meta["root"]))):
+        trace_id = store.start_recording(name="n")
+        bus.publish("a", meta={"root": str(repo)})
+        trace = store.stop_recording(trace_id)
+        store.save_trace(trace)
+    seen = [each for each in seen if each[0].startswith("trace:")]
+    assert seen == [
+        ("trace:start", trace_id, {"name": "n", "event_count": 0}, str(repo)),
+        ("trace:stop", trace_id, {"name": "n", "event_count": 1}, str(repo)),
+        ("trace:saved", trace_id, {"name": "n", "event_count": 1}, str(repo)),
+    ]
+
+
 # ---------------------------------------------------------------- odd events
 
 
