@@ -165,5 +165,5 @@ def test_after_a_kill_all_but_the_last_100_ms_is_recovered(repo: Path) -> None:
 
 @pytest.mark.full
 def test_after_many_kills_all_but_the_last_100_ms_is_recovered(repo: Path) -> None:
-    found = sorted(max(kill_and_recover(repo, 0.2 + 0.13 * turn)) for turn in range(20))
+    found = sorted(max(kill_and_recover(repo, 0.2 + 0.04 * turn)) for turn in range(20))
     assert found[len(found) // 2] < LATE_S, found
