@@ -630,6 +630,19 @@ def test_a_server_that_says_no_or_nonsense(repo: Path, answer: bytes, says: str)
     assert said.isprintable()
 
 
+@pytest.mark.parametrize("where", ["variable", "config"])
+def test_a_proxy_is_used_for_https(repo: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    with servers.saying(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as port:
+        proxy = f"http://ada:{CANARY}@127.0.0.1:{port}"
+        if where == "variable":
+            monkeypatch.setenv("https_proxy", proxy)
+        else:
+            pygit2.Repository(repo).config["http.proxy"] = proxy
+        said = fails_within(20, remote("https://nobody.invalid/x.git", repo, timeout_s=2).refs)
+    assert "https://nobody.invalid/x.git cannot be reached through the proxy; check http.proxy" in said
+    assert CANARY not in said
+
+
 def test_nobody_listens(repo: Path) -> None:
     url = f"git://127.0.0.1:{servers.free_port()}/x.git"
     assert "refused the connection" in fails_within(20, remote(url, repo, timeout_s=2).refs)

@@ -15,6 +15,7 @@ _TIMED_OUT = ("timed out", "timeout", "temporarily unavailable")  # the last is 
 
 _KNOWN = (
     # what libgit2 says, what happened, what to do
+    ("proxy returned", "cannot be reached through the proxy", "check http.proxy and the proxy variables"),
     ("connection refused", "refused the connection", "check that the server runs and the port is right"),
     ("resolve address", "has a host name that cannot be resolved", "check the URL and the network"),
     ("no route to host", "cannot be reached", "check the network"),
