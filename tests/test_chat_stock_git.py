@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scp_git import ChatMessage, Run, Settings, Store
+from scp_git import ChatMessage, Run, Settings, StorageFailed, Store
 from scp_git.chat import queries
 
 Git = Callable[..., str]
@@ -196,3 +197,31 @@ def test_damaged_threads_hide_no_other(store: Store, git: Git, monkeypatch: pyte
     monkeypatch.setattr("scp_git.git.anchors.MAX_RECORD_BYTES", 3)
     assert queries.ChatReader(store._repository).threads() == []
     assert store.list_threads() == []
+
+
+def test_a_message_is_not_written_over_what_is_missing(store: Store, run_id: str, git: Git) -> None:
+    for number in range(2):
+        store.send_message(str(number), run_id=run_id)
+        store.send_message(str(number))
+    store.flush()
+    oid = git(store.root, "rev-parse", tag(run_id)).strip()
+    names = ("scp-ledger:chat/threads/general/messages.jsonl", f"refs/notes/scp-chat:{oid[:2]}/{oid[2:]}")
+    blobs = [git(store.root, "rev-parse", name).strip() for name in names]
+    folder, away = store.root / ".git/objects", store.root.parent / "away"
+    away.mkdir()
+    for pack in list((folder / "pack").glob("pack-*.pack")):  # every object in a file of its own
+        pack.rename(away / pack.name)
+        pack.with_suffix(".idx").unlink()
+        with (away / pack.name).open("rb") as data:
+            subprocess.run(["git", "-C", str(store.root), "unpack-objects", "-q"], stdin=data, check=True)
+    for blob in blobs:
+        (folder / blob[:2] / blob[2:]).rename(away / blob)
+    other = Store.open(store.root, Settings(durability="os", idle_s=1))
+    for place in ({"run_id": run_id}, {"thread_id": "general"}):
+        with pytest.raises(StorageFailed, match="missing"):
+            other.send_message("x", **place)
+        assert texts(other, **place) == []
+    for blob in blobs:
+        (away / blob).rename(folder / blob[:2] / blob[2:])
+    fresh = Store.open(store.root, Settings(durability="os", idle_s=2))
+    assert texts(fresh) == texts(fresh, run_id=run_id) == ["1", "0"]

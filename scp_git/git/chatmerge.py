@@ -8,7 +8,7 @@ that this adds are in the union from then on, too.)
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Container
 
 from scp_git.codec import MAX_PART_BYTES
 from scp_git.git.anchors import State, anchored_tag
@@ -40,15 +40,15 @@ def merge_conversation(mine: Conversation, their: Conversation, *, kept: bool) -
         _take(mine, their, part, kept)
     if not ours or not theirs:
         return
-    keys = sorted({part.start for part in (*ours, *theirs)})
+    keys, *own = (sorted({part.start for part in side}) for side in ((*ours, *theirs), ours, theirs))
     changed = [
         part
         for part in {**ours, **theirs}
         if part.name != messages_part(*part.start)
-        or any(part in side and _end(part, side) != _next(part.start, keys) for side in (ours, theirs))
+        or _ends_elsewhere(part, keys, (ours, own[0]), (theirs, own[1]))
         or (part in ours and part in theirs and ours[part] != theirs[part])
     ]
-    copies = [side.read(part, any_size=True) for part in changed for side in (mine, their)]
+    copies = [side.read(part, merging=True) for part in changed for side in (mine, their)]
     _store(mine, keys, changed, message_lines(copies))
 
 
@@ -93,7 +93,7 @@ def _settle(folder: Conversation, note: bytes) -> bytes | None:
     rest: list[Line] = []
     better: list[Line] = []
     for part, lines in groups.items():
-        present = dict(message_lines([folder.read(part, any_size=True)]))
+        present = dict(message_lines([folder.read(part, merging=True)]))
         for key, data in lines:
             if not key.id or key not in present:
                 rest.append((key, data))
@@ -157,9 +157,10 @@ def _take(mine: Conversation, their: Conversation, part: Part, kept: bool) -> No
         mine.editor.put(mine.path(part), data)
 
 
-def _end(part: Part, side: Iterable[Part]) -> Key | None:
-    """The key of the part that follows on its side."""
-    return _next(part.start, sorted(each.start for each in side))
+def _ends_elsewhere(part: Part, keys: list[Key], *sides: tuple[Container[Part], list[Key]]) -> bool:
+    """Whether the union has a key inside of what is one part on a side."""
+    end = _next(part.start, keys)
+    return any(part in parts and _next(part.start, own) != end for parts, own in sides)
 
 
 def _next(start: Key, keys: list[Key]) -> Key | None:
@@ -178,7 +179,7 @@ def _store(mine: Conversation, keys: list[Key], changed: list[Part], lines: list
         groups.setdefault(part_of(parts, line[0]), []).append(line)
     for part, group in groups.items():
         if part not in changed:
-            group = message_lines([mine.read(part, any_size=True), join_lines(data for _, data in group)])
+            group = message_lines([mine.read(part, merging=True), join_lines(data for _, data in group)])
         size = sum(len(data) + 1 for _, data in group)
         pieces = cut(part.start, group) if size > MAX_PART_BYTES else [(part.start, group)]
         for start, piece in pieces:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from scp_git.codec import MAX_PART_BYTES, JsonObject
+from scp_git.errors import StorageFailed
 from scp_git.git.lines import FIRST, Key, join_lines, key_of, message_lines, parse_line
 from scp_git.git.tree import REGULAR, TreeEditor, decode_name, raw_mode
 from scp_git.layout import MESSAGES_FILE, is_part, messages_part, split_key
@@ -54,9 +55,17 @@ class Conversation:
         parts = (_part(name) for name, raw in files if raw_mode(raw) in REGULAR)
         return sorted(part for part in parts if part)
 
-    def read(self, part: Part, *, any_size: bool = False) -> bytes:
-        """A part's bytes. Raises ``StorageFailed`` beyond ``MAX_READ_BYTES`` unless any size will do."""
-        return self.editor.read(self.path(part), limit=None if any_size else MAX_READ_BYTES) or b""
+    def read(self, part: Part, *, merging: bool = False) -> bytes:
+        """A part's bytes, empty if there is no such part.
+
+        Raises ``StorageFailed`` beyond ``MAX_READ_BYTES``, and if the part's object is missing: what is
+        not known must not be replaced. A merge takes any size, and does without what is missing.
+        """
+        path = self.path(part)
+        data = self.editor.read(path, limit=None if merging else MAX_READ_BYTES)
+        if data is None and not merging and self.editor.blob(path) is not None:
+            raise StorageFailed(f"reading {path}", "the object is missing")
+        return data or b""
 
     def newest_first(self, before: Key | None = None) -> list[Part]:
         """The parts that may hold messages older than ``before``; each is newer than the next."""

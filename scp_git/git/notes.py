@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from scp_git.errors import StorageFailed
 from scp_git.git.tree import TreeEditor, is_dir
 from scp_git.layout import note_path
 from scp_git.layout import note_target as note_target
@@ -34,8 +35,14 @@ def _find(notes: TreeEditor, folder: str, rest: str) -> Iterator[str]:
 
 
 def read_note(notes: TreeEditor, target: str, *, limit: int | None = MAX_NOTE_BYTES) -> bytes | None:
-    """The bytes of the note on an object (joined where there are several), or ``None``."""
+    """The bytes of the note on an object (joined where there are several), or ``None``.
+
+    Raises ``StorageFailed`` for a note beyond ``limit``, or whose object is missing; without a limit
+    (when merging) what is missing is left out.
+    """
     found = [notes.read(path, limit=limit) for path in find_notes(notes, target)]
+    if None in found and limit is not None:
+        raise StorageFailed(f"reading the note on {target[:10]}", "the object is missing")
     parts = [_ended(data) for data in found if data]
     return b"".join(parts) if found else None
 

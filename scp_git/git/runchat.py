@@ -42,7 +42,7 @@ class RunChat:
         if self.tag is None:
             return self.folder.add(line)
         present = self.note()
-        if line[0] <= last_key(present):
+        if not present or line[0] <= last_key(present):
             taken = dict(message_lines([present])).get(line[0]) or self.folder.get(line[0])
             if taken is not None:
                 return taken
