@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Literal
 
 from scp_git.ids import is_valid_id
@@ -188,5 +189,6 @@ def record_of(ref: str, path: str) -> tuple[RecordKind, str] | None:
     return None
 
 
+@lru_cache(8192)
 def _shard(id: str) -> str:
     return hashlib.sha1(id.encode(), usedforsecurity=False).hexdigest()[:2]

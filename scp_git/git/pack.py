@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from scp_git.git.files import make_dirs, sync_dir, unlink, write_all
 from scp_git.git.locks import MAINTENANCE, TryLock
@@ -40,8 +41,7 @@ _TINY_TREE_BYTES = 128
 _CHUNK_BYTES = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class PackEntry:
+class PackEntry(NamedTuple):
     """One object as it lies in a pack: its id and its header with compressed data."""
 
     oid: str
@@ -65,6 +65,8 @@ def _deflate(kind: Kind, data: bytes) -> bytes:
 def entry_header(kind: int, size: int) -> bytes:
     """Type and size of an entry: four bits of the size, then seven a byte."""
     first, size = (kind << 4) | (size & 15), size >> 4
+    if size < 0x80:  # nearly all objects
+        return bytes((first | 0x80, size)) if size else bytes((first,))
     header = bytearray()
     while size:
         header.append(first | 0x80)

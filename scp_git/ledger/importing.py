@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -21,7 +22,15 @@ from scp_git.git.made import made_folder, made_tag
 from scp_git.git.objects import Anchor, MadeObject, encode_tag
 from scp_git.git.transaction import Transaction
 from scp_git.ids import parse_time
-from scp_git.layout import RUN_FILE, archived_run_dir, part_name, run_dir, run_tag_name
+from scp_git.layout import (
+    RUN_FILE,
+    RUNS,
+    archived_run_dir,
+    deleted_path,
+    part_name,
+    run_dir,
+    run_tag_name,
+)
 from scp_git.ledger.operations import RecordRun
 from scp_git.models import Run, RunEvent
 
@@ -136,8 +145,9 @@ class ImportRuns:
 
     def apply(self, tx: Transaction) -> list[bool | str]:
         tx.survey_tags()
+        known = _Known(tx)
         new: dict[str, MadeRun] = {}
-        outcomes = [self._look(tx, run, new) for run in self.runs]
+        outcomes = [self._look(tx, run, known, new) for run in self.runs]
         folders: dict[str, list[bytes]] = {}
         for run_id, run in new.items():
             tx.store.adopt(run.objects)
@@ -156,16 +166,16 @@ class ImportRuns:
             tx.subjects.append(f"ledger: import {len(new)} runs")
         return outcomes
 
-    def _look(self, tx: Transaction, run: MadeRun, new: dict[str, MadeRun]) -> bool | str:
+    def _look(self, tx: Transaction, run: MadeRun, known: _Known, new: dict[str, MadeRun]) -> bool | str:
         """True, and noted as new, if the run is to be stored; else as ``apply`` says it."""
-        run_id = run.run_id
-        deleted = tx.is_deleted("run", run_id)
-        found = None if deleted else find_run(tx, run_id)
-        twin = new.get(run_id)
+        run_id, twin = run.run_id, new.get(run.run_id)
+        stored = known.folder_of(run_id)
+        deleted = known.is_deleted(run_id)
+        found = None if deleted or stored is None else find_run(tx, run_id)
         if found is None and twin is None and not deleted:
             new[run_id] = run
             return True
-        if found is not None and (found[0].raw(found[1]) == run.folder or run.given.same(*found)):
+        if found is not None and (stored == run.folder or run.given.same(*found)):
             if tx.tag(run_id) is None:
                 tx.project_tag(run_id)
             return False
@@ -175,6 +185,30 @@ class ImportRuns:
         if self.strict:
             raise refusal
         return refusal.message
+
+
+class _Known:
+    """What the ledger holds, asked for thousands of runs: each folder of runs is looked up once.
+
+    Made before anything is changed, and used only until then.
+    """
+
+    def __init__(self, tx: Transaction) -> None:
+        self._hot = tx.ledger.folder(RUNS)
+        self._archive = lru_cache(None)(tx.archive.folder)
+
+    def folder_of(self, run_id: str) -> bytes | None:
+        """The tree entry of the run's folder."""
+        hot = self._hot.raw(run_id.encode()) if self._hot is not None else None
+        return hot if hot is not None else self._entry(archived_run_dir(run_id))
+
+    def is_deleted(self, run_id: str) -> bool:
+        return self._entry(deleted_path("run", run_id)) is not None
+
+    def _entry(self, path: str) -> bytes | None:
+        parent, _, name = path.rpartition("/")
+        folder = self._archive(parent)
+        return folder.raw(name.encode()) if folder is not None else None
 
 
 def reason(exc: Exception) -> str:
