@@ -17,6 +17,8 @@ from scp_git.git.handle import Odb, Repository, translated
 from scp_git.git.objects import TAG, Anchor, hash_object, tag_target
 from scp_git.layout import DELETED, RUN_FILE, RUN_TAG_PREFIX, deleted_path, run_id_of_tag, run_tag_ref
 
+_MANY = 200
+"""So many tags are looked up in ``packed-refs``, which is read as a whole; fewer are read one by one."""
 Present = Callable[[set[str]], set[str]]
 """Of these commits, those that the other repository is known to have."""
 
@@ -78,9 +80,9 @@ def _anchored(state: State, run_id: str) -> str | None:
 
 
 def _targets(repository: Repository, odb: Odb, tags: Mapping[str, str]) -> dict[str, str]:
-    """The commit that each tag names; ``packed-refs`` often knows. A tag of anything else is left out."""
+    """The commit that each tag names. A tag of anything else is left out."""
     packed = {}
-    if tags:
+    if len(tags) >= _MANY:
         rows = repository.refs.packed().entries(RUN_TAG_PREFIX)
         packed = {oid: peeled for _, oid, peeled in rows if peeled}
     found = {}

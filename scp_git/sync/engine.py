@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scp_git.errors import RemoteError, TransferCancelled
+from scp_git.errors import RemoteError, StorageFailed, TransferCancelled
 from scp_git.git.credentials import Credentials
 from scp_git.git.handle import Repository
 from scp_git.git.healing import BRANCHES
@@ -177,8 +177,12 @@ class Syncer:
         return received
 
     def _lacking(self, mine: Mapping[str, str], theirs: Mapping[str, str]) -> Counts:
-        with self.repository.odb() as odb:
-            return lacking(ObjectStore(odb), mine, theirs)
+        try:
+            with self.repository.odb() as odb:
+                return lacking(ObjectStore(odb), mine, theirs)
+        except StorageFailed as exc:  # what was sieved out of a branch of theirs is looked at here
+            log.warning("what went over could not be counted: %s", exc)
+            return Counts()
 
     # ------------------------------------------------------------ publishing at a path
 

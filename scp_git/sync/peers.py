@@ -67,8 +67,6 @@ class NetworkPeer:
         repository, refs = self.repository, self.refs
 
         def present(commits: set[str]) -> set[str]:
-            rows = repository.refs.packed().entries(RUN_TAG_PREFIX) if commits else ()
-            pinned = {commit for ref, oid, commit in rows if commit and refs.get(ref) == oid}
             tips = [
                 oid
                 for ref, oid in refs.items()
@@ -76,7 +74,11 @@ class NetworkPeer:
                 and not ref.startswith(RUN_TAG_PREFIX)
                 and ref not in BRANCHES
             ]
-            return (commits & pinned) | reachable(repository, commits - pinned, tips)
+            found = reachable(repository, commits, tips)
+            if commits - found:  # perhaps a tag that it has holds one of them
+                rows = repository.refs.packed().entries(RUN_TAG_PREFIX)
+                found |= {oid for ref, tag, oid in rows if oid in commits and refs.get(ref) == tag}
+            return found
 
         return present
 
