@@ -138,6 +138,43 @@ def test_what_is_pushed_is_listed_and_fetched(
     assert (other / ".git/FETCH_HEAD").read_text() == "the user's own\n"
 
 
+@pytest.mark.system("git", "strace")
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_was_fetched_survives_a_power_cut(
+    daemon: Server, name: str, make_repo: Callable[..., Path], tmp_path: Path, durable: bool
+) -> None:
+    """Acknowledged means durable: our branches will lead to these objects."""
+    daemon.repository(name)
+    one, other = make_repo(commits=3), make_repo()
+    remote(daemon.url(name), one).push([f"{MAIN}:{MAIN}"])
+    script = (
+        "import sys; from pathlib import Path; from scp_git.git.remote import Remote\n"
+        "Remote(sys.argv[1], name='origin', git_dir=Path(sys.argv[2]), timeout_s=10,"
+        f" durable={durable}).fetch([sys.argv[3]])"
+    )
+    trace = tmp_path / "trace"
+    strace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-y",
+        "-e",
+        "trace=fsync",
+        "-o",
+        str(trace),
+        sys.executable,
+        "-c",
+        script,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    subprocess.run(
+        [*strace, daemon.url(name), str(other / ".git"), f"+{MAIN}:{HERE}"], check=True, env=environment
+    )
+    synced = [line.partition("<")[2].partition(">")[0] for line in trace.read_text().splitlines()]
+    kinds = sorted(Path(path).suffix or Path(path).name for path in synced)
+    assert kinds == ([".idx", ".pack", "pack"] if durable else [])
+
+
 @pytest.mark.parametrize("spelling", ["{}", "file://{}", "relative"])
 @pytest.mark.parametrize("bare", [True, False])
 def test_a_path_is_a_remote(make_repo: Callable[..., Path], spelling: str, bare: bool) -> None:

@@ -10,27 +10,25 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pygit2
-from pygit2.enums import CredentialType, FetchPrune, RepositoryOpenFlag
+from pygit2.enums import FetchPrune, RepositoryOpenFlag
 
 from scp_git.errors import AuthFailed, RemoteError, ScpGitError, StorageFailed, TransferCancelled
-from scp_git.git.credentials import Credentials, Key, Password, ask_helper, keys, passwords
+from scp_git.git.callbacks import Callbacks
+from scp_git.git.credentials import Credentials
+from scp_git.git.files import sync_dir
 from scp_git.git.handle import translated
-from scp_git.git.known_hosts import refusal
 from scp_git.git.transfer import Progress, Pulse, Stalled, Stopped, run_transfer, trust
 from scp_git.git.urls import Url, parse_url
-from scp_git.git.wording import explain, harmless, has_moved, is_full_disk
+from scp_git.git.wording import explain, has_moved, is_full_disk
 from scp_git.layout import LEDGER_REF
 
 Value = TypeVar("Value")
 
-_HELPER_S = 10.0
-_NO_FETCH_HEAD = 0
-_NO_TAGS = 2
 _PLAIN_REF = re.compile(r"refs/[^\x00-\x20\x7f~^:?*\[\\]+")
 _MAX_REF = 1024
 _MOVED = "the remote has changed meanwhile"
@@ -54,6 +52,7 @@ class Remote:
         credentials: Credentials | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        durable: bool = True,
     ) -> None:
         self.name = name
         self.url = parse_url(name, url)
@@ -62,6 +61,8 @@ class Remote:
         self.credentials = (credentials or Credentials()).with_environment()
         self.on_progress = on_progress
         self.cancelled = cancelled
+        self.durable = durable
+        """Whether what was fetched survives a power cut when ``fetch`` returns; libgit2 syncs nothing."""
 
     @property
     def path(self) -> Path | None:
@@ -71,7 +72,7 @@ class Remote:
     def refs(self) -> dict[str, str]:
         """What the remote advertises now, full ref names to object ids; peeled and odd names are left out."""
 
-        def work(remote: pygit2.Remote, callbacks: _Callbacks) -> dict[str, str]:
+        def work(remote: pygit2.Remote, callbacks: Callbacks) -> dict[str, str]:
             heads = remote.list_heads(callbacks=callbacks, proxy=True)
             return {head.name: str(head.oid) for head in heads if head.name and _is_plain(head.name)}
 
@@ -80,15 +81,20 @@ class Remote:
     def fetch(self, refspecs: Sequence[str]) -> None:
         """Fetch exactly these refspecs; no tags follow, nothing is pruned, ``FETCH_HEAD`` is left alone."""
 
-        def work(remote: pygit2.Remote, callbacks: _Callbacks) -> None:
+        def work(remote: pygit2.Remote, callbacks: Callbacks) -> None:
+            folder = self.git_dir / "objects" / "pack"
+            before = set(os.listdir(folder)) if folder.is_dir() else set()
             remote.fetch(list(refspecs), callbacks=callbacks, prune=FetchPrune.NO_PRUNE, proxy=True)
+            if self.durable:
+                with translated("syncing what was fetched"):
+                    _sync_new(folder, before)
 
         self._run(work, fetching=True)
 
     def push(self, refspecs: Sequence[str]) -> dict[str, str | None]:
         """Push exactly these refspecs; returns each remote ref's answer: ``None``, or why it was refused."""
 
-        def work(remote: pygit2.Remote, callbacks: _Callbacks) -> dict[str, str | None]:
+        def work(remote: pygit2.Remote, callbacks: Callbacks) -> dict[str, str | None]:
             targets = [spec.rpartition(":")[2] for spec in refspecs]
             try:
                 remote.push(list(refspecs), callbacks=callbacks, proxy=True)
@@ -102,14 +108,14 @@ class Remote:
 
     # ------------------------------------------------------------ inside
 
-    def _run(self, work: Callable[[pygit2.Remote, _Callbacks], Value], *, fetching: bool = False) -> Value:
+    def _run(self, work: Callable[[pygit2.Remote, Callbacks], Value], *, fetching: bool = False) -> Value:
         def transfer(pulse: Pulse) -> Value:
             # All of pygit2's objects live and die in this thread.
             with translated("preparing a fetch"):
                 git_dir = _apart(self.git_dir) if fetching else self.git_dir
             repo = pygit2.Repository(str(git_dir), RepositoryOpenFlag.NO_SEARCH)
             try:
-                return work(self._open(repo), _Callbacks(self, repo, pulse))
+                return work(self._open(repo), Callbacks(self, repo, pulse))
             finally:
                 repo.free()
 
@@ -151,114 +157,14 @@ class Remote:
             raise RemoteError(self.name, reason) from None
 
 
-class _Callbacks(pygit2.RemoteCallbacks):
-    """What libgit2 asks and tells during one transfer."""
-
-    # Its text is not ours to decode: pygit2 fails on bytes that are no UTF-8.
-    sideband_progress = None  # type: ignore[assignment]
-
-    def __init__(self, remote: Remote, repo: pygit2.Repository, pulse: Pulse) -> None:
-        super().__init__()
-        self._remote = remote
-        self._repo = repo
-        self._pulse = pulse
-        self._tried: list[str] = []
-        self._sources: dict[str, Iterator[Key] | Iterator[Password]] = {}
-        self._answers: dict[str, str | None] = {}
-        self._host = ""
-        """Who showed the last certificate: the URL's host, or one that it redirected to."""
-
-    @property
-    def fetch_options(self) -> Any:
-        """libgit2's options, as pygit2 builds them for a fetch."""
-        return self._fetch_options
-
-    @fetch_options.setter
-    def fetch_options(self, options: Any) -> None:
-        options.update_fetchhead = _NO_FETCH_HEAD
-        options.download_tags = _NO_TAGS
-        self._fetch_options = options
-
-    # ------------------------------------------------------------ progress and answers
-
-    def transfer_progress(self, stats: pygit2.remotes.TransferProgress) -> None:
-        self._tell(Progress(False, stats.received_objects, stats.total_objects, stats.received_bytes))
-
-    def push_transfer_progress(self, objects_pushed: int, total_objects: int, bytes_pushed: int) -> None:
-        self._tell(Progress(True, objects_pushed, total_objects, bytes_pushed))
-
-    def _tell(self, progress: Progress) -> None:
-        self._pulse.beat()
-        if self._remote.on_progress is not None:
-            self._remote.on_progress(progress)
-
-    def push_update_reference(self, refname: str, message: str | None) -> None:
-        self._answers[refname] = harmless(message, self._remote.url.secrets) if message else None
-
-    def answer(self, ref: str) -> str | None:
-        return self._answers.get(ref, "the remote gave no answer for this ref")
-
-    # ------------------------------------------------------------ who they are, and who we are
-
-    def certificate_check(self, certificate: None, valid: bool, host: bytes) -> bool:
-        self._pulse.beat()
-        self._host = host.decode("utf-8", "replace").strip("[]").lower()
-        remote = self._remote
-        if not valid and remote.url.scheme == "ssh":
-            raise RemoteError(remote.name, refusal(remote.url, _ssh_folder() / "known_hosts"))
-        if not valid:
-            raise RemoteError(remote.name, explain(remote.url, "certificate", remote.timeout_s))
-        return True
-
-    def credentials(
-        self, url: str, username_from_url: str | None, allowed_types: CredentialType
-    ) -> pygit2.credentials.Username | pygit2.UserPass | pygit2.Keypair:
-        self._pulse.beat()
-        if self._remote.url.scheme != "ssh" and self._host not in ("", self._remote.url.host.lower()):
-            # libgit2 would send them along.
-            reason = "redirects to another host, which gets no password; use the URL that it redirects to"
-            raise AuthFailed(self._remote.name, f"{self._remote.url.shown} {reason}")
-        user = username_from_url or self._remote.url.user or "git"
-        if allowed_types & CredentialType.SSH_KEY:
-            key = next(self._source("keys"), None)
-            if isinstance(key, Key):
-                self._tried.append(key.source)
-                if key.path is None:
-                    return pygit2.KeypairFromAgent(user)
-                return pygit2.Keypair(user, None, str(key.path), key.passphrase)
-        if allowed_types & CredentialType.USERPASS_PLAINTEXT:
-            password = next(self._source("passwords"), None)
-            if isinstance(password, Password):
-                self._tried.append(password.source)
-                return pygit2.UserPass(password.username, password.password)
-        if allowed_types == CredentialType.USERNAME:
-            return pygit2.Username(user)
-        raise AuthFailed(self._remote.name, self._nothing_left())
-
-    def _source(self, kind: str) -> Iterator[Key] | Iterator[Password]:
-        if kind not in self._sources:
-            remote, home = self._remote, _home()
-            self._sources[kind] = (
-                keys(remote.credentials, home=home)
-                if kind == "keys"
-                else passwords(remote.url, remote.credentials, home=home, helper=self._ask_helper)
-            )
-        return self._sources[kind]
-
-    def _ask_helper(self) -> Password | None:
-        if not any(_is_helper(entry.name) for entry in self._repo.config):
-            return None
-        return ask_helper(self._remote.url, self._remote.git_dir, _HELPER_S)
-
-    def _nothing_left(self) -> str:
-        shown, ssh = self._remote.url.shown, self._remote.url.scheme == "ssh"
-        advice = "set SCP_GIT_TOKEN, or store them where git finds them"
-        if ssh:
-            advice = "add your key to the ssh agent, or name its file in SCP_GIT_SSH_KEY"
-        if not self._tried:
-            wanted = "a key" if ssh else "a user name and a password"
-            return f"{shown} wants {wanted} and there is none; {advice}"
-        return f"{shown} did not accept the credentials from {', '.join(self._tried)}; {advice}"
+def _sync_new(folder: Path, before: set[str]) -> None:
+    """Make the packs durable that were not there before."""
+    new = {name for name in os.listdir(folder) if name.endswith((".pack", ".idx"))} - before
+    for name in new:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    if new:
+        sync_dir(folder)
 
 
 def _apart(git_dir: Path) -> Path:
@@ -283,19 +189,6 @@ def _place(path: Path, data: bytes) -> None:
     scratch = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     scratch.write_bytes(data)
     scratch.replace(path)
-
-
-def _home() -> Path:
-    """The home folder as libgit2 knows it, which looks for ``known_hosts`` there."""
-    return Path(pygit2.settings.homedir or "/nonexistent")
-
-
-def _ssh_folder() -> Path:
-    return _home() / ".ssh"
-
-
-def _is_helper(name: str) -> bool:
-    return name.startswith("credential.") and name.endswith(".helper")
 
 
 def _authorities(config: pygit2.Config, url: Url) -> Path | None:

@@ -124,6 +124,7 @@ class Syncer:
             credentials=self._credentials,
             on_progress=self._on_progress,
             cancelled=self._cancelled,
+            durable=self.settings.durability == "full",
         )
         if remote.path is None:
             return NetworkPeer(self.repository, remote)
