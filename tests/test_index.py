@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scp_git import Run, Settings, Store
-from scp_git.git.handle import Repository
+from scp_git.errors import StorageFailed
+from scp_git.git.handle import Odb, Repository
 from scp_git.index import database
 from scp_git.index.listing import ListedRun, list_at_once
 from scp_git.index.runs import RunIndex
@@ -638,3 +639,38 @@ def test_a_defect_of_the_index_keeps_nobody_from_reading(
     monkeypatch.setattr("scp_git.index.runs.select", defect)
     assert listed(store) == made
     assert "the index met an unexpected error" in caplog.text
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["made", "followed"])
+@pytest.mark.parametrize("gone", [True, False], ids=["missing", "failing"])
+@pytest.mark.parametrize("kind", ["tree", "blob"])
+def test_what_cannot_be_read_just_now_is_not_remembered_as_missing(
+    kind: str, gone: bool, known: bool, store: Store, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a process has no descriptor left to open a pack: the next list is complete."""
+    made = fill(store, 2)
+    if known:
+        assert listed(store) == made
+    made.insert(0, store.record_run(Run(type="x", summary="findme")))
+    tree = pygit2.Repository(repo).references["refs/heads/scp-ledger"].peel(pygit2.Tree)
+    path = f"ledger/runs/{made[0]}"
+    lost = str(tree[path if kind == "tree" else f"{path}/run.json"].id)
+    read = Odb.read
+
+    def fail(self: Odb, oid: str, *, limit: int | None = None) -> Any:
+        if oid != lost:
+            return read(self, oid, limit=limit)
+        if gone:
+            return None
+        raise StorageFailed("reading", OSError(24, "Too many open files"))
+
+    other = Store.open(repo)
+    with monkeypatch.context() as patch:
+        patch.setattr(Odb, "read", fail)
+        for ask in (lambda: listed(other), lambda: other.search("findme")):
+            try:
+                ask()
+            except StorageFailed:
+                pass
+    assert listed(other) == made
+    assert [hit.id for hit in other.search("findme")] == made[:1]

@@ -138,6 +138,9 @@ class Database:
                 self._avoid_until = time.monotonic() + _AVOID_S
             self._say(str(exc))
             raise Unusable(str(exc)) from exc
+        except Unusable as exc:
+            self._say(str(exc))
+            raise
         except ScpGitError:
             raise
         except Exception as exc:  # a defect of the index must not keep anybody from reading

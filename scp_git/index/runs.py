@@ -21,6 +21,7 @@ from scp_git.git.objects import BLOB, ObjectStore
 from scp_git.git.snapshot import snapshot_at, tree_of
 from scp_git.index.database import Answer, Damaged, Database, Tips, Unusable
 from scp_git.index.listing import FIELDS, RUN_REFS, RUNS_SCHEMA, read_tips, select
+from scp_git.index.reading import WholeStore
 from scp_git.layout import ARCHIVE_REF, RUN_FILE, record_of
 from scp_git.ledger.filters import RunFilter
 from scp_git.ledger.queries import RunReader, load_run
@@ -121,16 +122,23 @@ class RunIndex:
     def _update(self, db: sqlite3.Connection, old: Tips, new: Tips) -> None:
         """Bring the rows from the old tips to the new ones; from nothing where the old are gone."""
         with self._repository.odb() as odb:
-            store = ObjectStore(odb)
             snapshot_at(self._repository, odb, (None, new[0], None))  # refuses a later format
-            before = [tree_of(store, tip) for tip in old]
-            if not old or any(tip and not tree for tip, tree in zip(old, before, strict=True)):
-                db.execute("DELETE FROM runs")
-                before = [None, None]
-            place = _Place(db, store)
-            for ref, earlier, tip in zip(RUN_REFS, before, new, strict=True):
-                for run_id, blob in _changed_runs(store, ref, earlier, tree_of(store, tip)):
-                    place.put(run_id, blob, archived=ref == ARCHIVE_REF)
+            before = [tree_of(ObjectStore(odb), tip) for tip in old]
+            if old and all(tree or not tip for tip, tree in zip(old, before, strict=True)):
+                try:
+                    _follow(db, WholeStore(odb), before, new)
+                    return
+                except Unusable as exc:
+                    log.info("the index is made from nothing: %s", exc)
+            db.execute("DELETE FROM runs")
+            _follow(db, WholeStore(odb), [None] * len(RUN_REFS), new)
+
+
+def _follow(db: sqlite3.Connection, store: ObjectStore, before: list[str | None], new: Tips) -> None:
+    place = _Place(db, store)
+    for ref, earlier, tip in zip(RUN_REFS, before, new, strict=True):
+        for run_id, blob in _changed_runs(store, ref, earlier, tree_of(store, tip)):
+            place.put(run_id, blob, archived=ref == ARCHIVE_REF)
 
 
 def _changed_runs(

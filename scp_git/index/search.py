@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, get_args
 
 from scp_git.git.difference import differing_files
@@ -20,6 +20,7 @@ from scp_git.git.objects import ObjectStore
 from scp_git.git.snapshot import snapshot_at, tree_of
 from scp_git.index.database import Answer, Database, Schema, Tips, Unusable
 from scp_git.index.grammar import Term, parse_query, split_words, to_fts
+from scp_git.index.reading import WholeStore
 from scp_git.index.texts import Row, rows_of
 from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF, run_tag_ref
 from scp_git.models import SearchHit, SearchKind
@@ -59,13 +60,15 @@ class SearchIndex:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._fts = _has_fts()
-        schema = (
-            Schema("search", _VERSION, (*_SCHEMA, _WORDS))
-            if self._fts
-            else Schema("plain", _VERSION, _SCHEMA)
-        )
-        self._database = Database(repository.common_dir / "scp", schema)
+
+    @cached_property
+    def _fts(self) -> bool:
+        return _has_fts()
+
+    @cached_property
+    def _database(self) -> Database:
+        name, statements = ("search", (*_SCHEMA, _WORDS)) if self._fts else ("plain", _SCHEMA)
+        return Database(self._repository.common_dir / "scp", Schema(name, _VERSION, statements))
 
     def search(self, query: str, kinds: Iterable[SearchKind] | None, n: int) -> list[SearchHit]:
         """The newest ``n`` records of these kinds that hold all terms of the query."""
@@ -99,7 +102,8 @@ class SearchIndex:
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
             for statement in self._database.schema.statements:
                 db.execute(statement)
-            self._update(db, (), self._tips())
+            with self._repository.odb() as odb:  # and from whatever can be read
+                self._follow(db, ObjectStore(odb), [None] * len(_REFS), self._tips())
             return query(db)
 
     def _tips(self) -> Tips:
@@ -107,19 +111,27 @@ class SearchIndex:
 
     def _update(self, db: sqlite3.Connection, old: Tips, new: Tips) -> None:
         with self._repository.odb() as odb:
-            store = ObjectStore(odb)
             snapshot_at(self._repository, odb, (None, new[1], None))  # refuses a later format
-            before = [tree_of(store, tip) for tip in old]
-            if not old or any(tip and not tree for tip, tree in zip(old, before, strict=True)):
-                before = [None] * len(_REFS)
-                self._clear(db)
-            writer = _Writer(db, fts=self._fts)
-            for ref, earlier, tip in zip(_REFS, before, new, strict=True):
-                for path, was, blob in differing_files(store, earlier, tree_of(store, tip)):
-                    if was is not None:
-                        writer.remove(ref, path)
-                    for row in rows_of(store, ref, path, blob) if blob else ():
-                        writer.add(ref, path, row)
+            before = [tree_of(ObjectStore(odb), tip) for tip in old]
+            if old and all(tree or not tip for tip, tree in zip(old, before, strict=True)):
+                try:
+                    self._follow(db, WholeStore(odb), before, new)
+                    return
+                except Unusable as exc:
+                    log.info("the index is made from nothing: %s", exc)
+            self._clear(db)
+            self._follow(db, WholeStore(odb), [None] * len(_REFS), new)
+
+    def _follow(
+        self, db: sqlite3.Connection, store: ObjectStore, before: list[str | None], new: Tips
+    ) -> None:
+        writer = _Writer(db, fts=self._fts)
+        for ref, earlier, tip in zip(_REFS, before, new, strict=True):
+            for path, was, blob in differing_files(store, earlier, tree_of(store, tip)):
+                if was is not None:
+                    writer.remove(ref, path)
+                for row in rows_of(store, ref, path, blob) if blob else ():
+                    writer.add(ref, path, row)
 
     def _clear(self, db: sqlite3.Connection) -> None:
         db.execute("DELETE FROM docs")
