@@ -30,7 +30,7 @@ from scp_git.git.remote import Remote
 from scp_git.git.transfer import Progress
 from scp_git.git.urls import parse_url, resolve_remote
 from scp_git.git.wording import explain, harmless
-from scp_git.layout import run_tag_ref
+from scp_git.layout import LEDGER_REF, run_tag_ref
 from tests import servers
 from tests.servers import PASSWORD, USER, Server
 
@@ -173,6 +173,35 @@ def test_what_was_fetched_survives_a_power_cut(
     synced = [line.partition("<")[2].partition(">")[0] for line in trace.read_text().splitlines()]
     kinds = sorted(Path(path).suffix or Path(path).name for path in synced)
     assert kinds == ([".idx", ".pack", "pack"] if durable else [])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("left", ["", "torn", "1" * 40 + "\n", "{tip}\n"])
+def test_what_a_power_cut_left_of_a_fetch_is_forgotten(
+    daemon: Server,
+    name: str,
+    make_repo: Callable[..., Path],
+    left: str,
+    packed: bool,
+    git: Callable[..., str],
+) -> None:
+    there = daemon.repository(name)
+    one, other = make_repo(), make_repo()
+    for root in (one, other):
+        pygit2.Repository(root).remotes.create("origin", daemon.url(name))
+    Store.open(one).record_run(Run(run_id="r1", type="x"))
+    Store.open(one).push()
+    ref = f"refs/scp/remotes/origin/{LEDGER_REF.removeprefix('refs/')}"
+    text = left.format(tip=tip(there, LEDGER_REF))
+    if packed and len(text) > 40:
+        (other / ".git/packed-refs").write_text(
+            f"# pack-refs with: peeled fully-peeled sorted \n{text[:40]} {ref}\n"
+        )
+    (other / ".git" / ref).parent.mkdir(parents=True)
+    (other / ".git" / ref).write_text(text)
+    assert Store.open(other).pull().received.runs == 1
+    assert tip(other, ref) == tip(there, LEDGER_REF)
+    assert git(other, "for-each-ref", ref).split()[0] == tip(there, LEDGER_REF)
 
 
 @pytest.mark.parametrize("spelling", ["{}", "file://{}", "relative"])

@@ -9,8 +9,10 @@ import pygit2
 from pygit2.enums import RepositoryOpenFlag
 
 from scp_git.errors import StorageFailed
+from scp_git.git.files import unlink
 from scp_git.git.handle import Repository, translated
 from scp_git.git.healing import BRANCHES
+from scp_git.git.objects import COMMIT
 from scp_git.layout import REMOTES_PREFIX
 
 log = logging.getLogger(__name__)
@@ -22,9 +24,33 @@ def tracking_ref(remote: str, ref: str) -> str:
 
 
 def tracked(repository: Repository, remote: str) -> dict[str, str]:
-    """The remote's branches as they were when they were last seen."""
+    """The remote's branches as they were when they were last seen.
+
+    What a power cut left is forgotten: a ref whose commit is not here, or a torn one.
+    libgit2 would not fetch beside it.
+    """
     found = {ref: repository.refs.read(tracking_ref(remote, ref)) for ref in BRANCHES}
-    return {ref: oid for ref, oid in found.items() if oid}
+    with repository.odb() as odb:
+        present = {ref: oid for ref, oid in found.items() if oid and odb.kind(oid) == COMMIT}
+    for ref, oid in found.items():
+        if ref not in present:
+            _forget(repository, tracking_ref(remote, ref), oid)
+    return present
+
+
+def _forget(repository: Repository, ref: str, oid: str | None) -> None:
+    path = repository.common_dir / ref
+    if oid is None and not path.is_file():
+        return
+    log.warning("%s leads nowhere and is forgotten", ref)
+    with translated(f"removing {ref}"):
+        unlink(path)
+        if repository.refs.read(ref) is not None:  # packed, too
+            repo = pygit2.Repository(str(repository.common_dir), RepositoryOpenFlag.NO_SEARCH)
+            try:
+                repo.references.delete(ref)
+            finally:
+                repo.free()
 
 
 def remember(repository: Repository, remote: str, tips: Mapping[str, str]) -> None:
