@@ -155,7 +155,11 @@ def load_message(record: JsonObject) -> ChatMessage | None:
 def _key(places: list[Place], id: str) -> Key | None:
     """The key of the message with this id, which lies in one of the places."""
     for place in places:
-        record = place.find(id)
+        try:
+            record = place.find(id)
+        except StorageFailed as exc:
+            log.warning("message %s is not looked for everywhere: %s", id, exc)
+            continue
         if record is not None:
             return key_of(record)
     return None
