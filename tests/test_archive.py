@@ -223,3 +223,29 @@ async def test_the_function_raises(tmp_path: Path) -> None:
 def test_ids_are_checked_as_ever(repo: Path) -> None:
     with pytest.raises(InvalidId):
         Store.open(repo).get_run("../x")
+
+
+def test_pruning_takes_notes_with_it_wherever_the_run_lies(repo: Path, git: Callable[..., str]) -> None:
+    store = Store.open(repo, SMALL)
+    made = fill(store, 6)
+    for run_id in (made[0], made[-1]):
+        store.send_message("about it", run_id=run_id)
+    assert len(git(repo, "notes", "--ref=scp-chat", "list").splitlines()) == 2
+    assert store.prune_runs(older_than_days=1) == 6
+    assert git(repo, "notes", "--ref=scp-chat", "list") == ""
+    assert (ids(repo), tagged(repo)) == ([], set())
+    assert (hot(repo, git), archived(repo, git)) == ([], [])
+
+
+@pytest.mark.parametrize("drop_tags", [False, True])
+def test_chat_about_an_archived_run_goes_on(repo: Path, drop_tags: bool) -> None:
+    store = Store.open(repo, SMALL)
+    made = fill(store, 6)
+    store.send_message("while hot", run_id=made[0])
+    store.archive_runs(older_than_days=1, drop_tags=drop_tags)
+    store.send_message("when archived", run_id=made[0])
+    said = [message.text for message in store.list_messages(run_id=made[0])]
+    assert said == ["when archived", "while hot"]
+    store.maintain(tags=True)
+    assert tagged(repo) == set(made)
+    assert [message.text for message in store.list_messages(run_id=made[0])] == said

@@ -55,6 +55,7 @@ class EnsureLedger:
     def apply(self, tx: Transaction) -> None:
         tx.start_ledger = True
         tx.verify_view = True
+        tx.survey_tags()
         for run_id in tx.ledger.names(RUNS):
             if is_valid_id(run_id) and tx.tag(run_id) is None:
                 tx.project_tag(run_id)

@@ -81,6 +81,7 @@ class Import:
         self._newest, self._held = [], {}
         self._send(hot=True)
         self._land()
+        self.report.rejected.sort()
         return self.report
 
     # ------------------------------------------------------------ making
