@@ -16,6 +16,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,7 @@ INDEX_LOCK_STALE_S = 2 * 3600.0
 """An editor that git has opened may hold the view's index for an hour."""
 MAINTENANCE = "maintenance"
 """The lock of whoever merges packs, in the folder of the gate."""
+_CHUNK_BYTES = 1024 * 1024
 _POLL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS}
 
@@ -198,11 +200,19 @@ class LockFile:
         with suppress(OSError):
             os.unlink(self._scratch)
 
-    def fill(self, content: bytes, *, sync: bool) -> None:
-        """Replace the content of a lock that is held."""
+    def fill(self, pieces: Iterable[bytes], *, sync: bool) -> None:
+        """Replace the content of a lock that is held; not all of it is in memory at once."""
         fd = os.open(self.path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            write_all(fd, content)
+            held: list[bytes] = []
+            size = 0
+            for piece in pieces:
+                held.append(piece)
+                size += len(piece)
+                if size >= _CHUNK_BYTES:
+                    write_all(fd, b"".join(held))
+                    held, size = [], 0
+            write_all(fd, b"".join(held))
             if sync:
                 os.fsync(fd)
         finally:

@@ -33,7 +33,7 @@ LOOSE_MAX = 512
 """Loose run tags from which on they are moved to ``packed-refs``."""
 _LOOSE_MANY = 64
 _TAGS_AT_ONCE = 128
-_BIG_BYTES = 64 * 1024 * 1024
+_BIG_BYTES = 32 * 1024 * 1024
 """Packs of that size are left as they are: copying them costs more than having them."""
 _READ_BYTES = 1024 * 1024
 

@@ -218,7 +218,7 @@ class Publisher:
 
 def write_packed(lock: LockFile, pieces: Iterable[bytes], *, sync: bool) -> None:
     """Replace ``packed-refs`` under its lock."""
-    lock.fill(b"".join(pieces), sync=sync)
+    lock.fill(pieces, sync=sync)
     lock.commit()
 
 

@@ -245,7 +245,7 @@ class View:
         return True
 
     def _commit(self, lock: LockFile) -> None:
-        lock.fill(self.index.encode(), sync=False)
+        lock.fill((self.index.encode(),), sync=False)
         lock.commit()
         self.index.written()
 
