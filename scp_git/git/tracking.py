@@ -12,7 +12,6 @@ from scp_git.errors import StorageFailed
 from scp_git.git.files import unlink
 from scp_git.git.handle import Repository, translated
 from scp_git.git.healing import BRANCHES
-from scp_git.git.objects import COMMIT
 from scp_git.layout import REMOTES_PREFIX
 
 log = logging.getLogger(__name__)
@@ -26,12 +25,12 @@ def tracking_ref(remote: str, ref: str) -> str:
 def tracked(repository: Repository, remote: str) -> dict[str, str]:
     """The remote's branches as they were when they were last seen.
 
-    What a power cut left is forgotten: a ref whose commit is not here, or a torn one.
+    What a power cut left is forgotten: a ref whose object is not here, or a torn one.
     libgit2 would not fetch beside it.
     """
     found = {ref: repository.refs.read(tracking_ref(remote, ref)) for ref in BRANCHES}
     with repository.odb() as odb:
-        present = {ref: oid for ref, oid in found.items() if oid and odb.kind(oid) == COMMIT}
+        present = {ref: oid for ref, oid in found.items() if oid and odb.kind(oid)}
     for ref, oid in found.items():
         if ref not in present:
             _forget(repository, tracking_ref(remote, ref), oid)
