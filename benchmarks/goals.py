@@ -79,6 +79,7 @@ _DURABLE = {"peer": "scp_git", "durability": "full", "present": 1_000}
 _BUS = "scp_git, batches (asyncio)"
 _STREAMS = "anyio memory object streams"
 _STEADY = "scp_git, 50000 a second"
+_AGAIN = {"name": "list_messages", "peer": "all, encrypted, again"}
 _FIRST = "first list_runs(n=20) of a process"
 
 
@@ -152,4 +153,5 @@ GOALS = (
     _at_least(50_000, "recorder, three recordings at once", "", _steady("per_s"), "events/s"),
     _at_most(0, "events", "lost by it", "", _steady("lost")),
     _at_most(100, "MB", "its memory", "", _steady("more_mb")),
+    _at_most(20, "ms", "200 encrypted messages, listed again", "", _figure("median_ms", **_AGAIN)),
 )
