@@ -108,11 +108,14 @@ def _settle(folder: Conversation, note: bytes) -> bytes | None:
 # ---------------------------------------------------------------- deleted messages
 
 
-def drop_deleted_messages(state: State, gone: set[str]) -> None:
-    """Deleted messages go from every file that was changed, those of ``gone`` from all files."""
-    for editor, root in ((state.ledger, "chat/"), (state.notes, "")):
-        changed = {path for path, oid in editor.touched().items() if oid and path.startswith(root)}
-        for path in [path for path, _ in editor.files(root.rstrip("/"))] if gone else sorted(changed):
+def drop_deleted_messages(state: State, gone: set[str], *, everywhere: bool = False) -> None:
+    """Deleted messages go from the files that were changed, or ``everywhere``; those of ``gone`` from all."""
+    for editor, root in ((state.ledger, "chat"), (state.notes, "")):
+        files = [path for path, _ in editor.files(root)] if gone or everywhere else []
+        within = f"{root}/" if root else ""
+        changed = {path for path, oid in editor.touched().items() if oid and path.startswith(within)}
+        changed |= set(files) if everywhere else set()
+        for path in files or sorted(changed):
             data = editor.read(path) or b""
             if path in changed or any(id.encode() in data for id in gone):
                 kept = [line for line in data.split(b"\n") if not _is_deleted(state, line)]

@@ -23,6 +23,7 @@ from scp_git.git.maintenance import LOOSE_MAX, pack_tags
 from scp_git.git.objects import BLOB, COMMIT, ObjectStore, encode_commit
 from scp_git.git.pack import Pack, PackEntry, encode_entry, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
+from scp_git.git.tracking import mend
 from scp_git.git.transaction import Footing, Operation, Transaction
 from scp_git.git.tree import EMPTY_TREE, TreeEditor, drop_unused_files, raw_oid
 from scp_git.git.untagged import Untagged
@@ -119,6 +120,8 @@ class Committer:
         recovered = recover(self.publisher, store.base, deadline)
         tips = self._tips.read() or {}
         tips["refs"] = {**tips.get("refs", {}), **recovered.reached}
+        if tips.get("boot") != self._boot:
+            mend(self.repository, store.base)
         beginning = self._begin(store, tips, recovered.elsewhere)
         tx = Transaction(self.repository, store, *beginning.trees(), seconds=int(time.time()))
         tx.footing = {

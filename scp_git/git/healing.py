@@ -144,6 +144,10 @@ def begin(store: ObjectStore, refs: Refs, tips: Tips, elsewhere: Tips) -> Beginn
             foreign.append((ref, str(elsewhere[ref])))
     for ref, oid in foreign:
         _merge_commit(beginning, history, ref, oid)
+    if beginning.report is not None:
+        # After a power cut one branch may be older than another: what the archive says is deleted goes.
+        nothing = Beginning({ref: TreeEditor(store) for ref in BRANCHES}, {})
+        beginning.report.add(merge_states(beginning, nothing, thorough=True))
     return beginning
 
 

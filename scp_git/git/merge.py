@@ -43,14 +43,20 @@ from scp_git.layout import (
 
 log = logging.getLogger(__name__)
 
+_COVERED = ((THREADS, "thread"), (TRACES, "trace"), (RUN_CHAT, "run"))
+"""Folders on the ledger branch that a deletion of such a record covers."""
 
-def merge_states(ours: State, theirs: State, *, kept: bool = False) -> MergeReport:
+
+def merge_states(ours: State, theirs: State, *, kept: bool = False, thorough: bool = False) -> MergeReport:
     """Make ``ours`` the union of both states; ``theirs`` is only read.
 
     ``kept``: a ref keeps all objects of ``theirs`` until ours is published, so what
     only they have is taken over as it lies there instead of being written again.
+    ``thorough``: ours may hold what its own deletions cover, as its branches are not
+    of one moment; that goes, too.
     """
     merge = _Merge(ours, theirs, kept)
+    merge.thorough = thorough
     merge.deletions()
     merge.runs.run(merge.new("run"))
     merge.files()
@@ -66,6 +72,7 @@ class _Merge:
         self.ours = ours
         self.theirs = theirs
         self.kept = kept
+        self.thorough = False
         self.report = MergeReport()
         self.runs = RunMerge(ours, theirs, self.report, kept=kept)
         self.new_deletions: list[tuple[str, str]] = []
@@ -84,6 +91,11 @@ class _Merge:
             merged = merge_deletions(mine, record) if mine else record
             self.ours.archive.put(path, dump_pretty(merged))
             self.new_deletions.append((kind, id))
+
+        if self.thorough:
+            for root, kind in ((RUNS, "run"), *_COVERED):
+                known = [id for id in self.ours.ledger.names(root) if self.deleted(kind, id)]
+                self.new_deletions += [(kind, id) for id in known]
 
     def deleted(self, kind: str, id: str) -> bool:
         return self.ours.archive.blob(deleted_path(kind, id)) is not None
@@ -140,13 +152,13 @@ class _Merge:
             self._complete(id)
         gone = self.new("message")
         changed = list(self.ours.ledger.touched())
-        for root, kind in ((THREADS, "thread"), (TRACES, "trace"), (RUN_CHAT, "run")):
+        for root, kind in _COVERED:
             ids = {path.split("/")[2] for path in changed if path.startswith(f"{root}/")}
             for id in ids | self.new(kind):
                 if self.deleted(kind, id):
                     self.ours.ledger.remove(f"{root}/{id}")
         if self.ours.archive.has_dir(f"{DELETED}/message"):
-            drop_deleted_messages(self.ours, gone)
+            drop_deleted_messages(self.ours, gone, everywhere=self.thorough)
 
     def new(self, kind: str) -> set[str]:
         """The ids of this kind whose deletion came in or grew."""

@@ -12,6 +12,8 @@ from scp_git.errors import StorageFailed
 from scp_git.git.files import unlink
 from scp_git.git.handle import Repository, translated
 from scp_git.git.healing import BRANCHES
+from scp_git.git.locks import REF_LOCK_STALE_S, heal_lock
+from scp_git.git.objects import Reader
 from scp_git.layout import REMOTES_PREFIX
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,19 @@ def _forget(repository: Repository, ref: str, oid: str | None) -> None:
                 repo.references.delete(ref)
             finally:
                 repo.free()
+
+
+def mend(repository: Repository, objects: Reader) -> None:
+    """Remove what a power cut has torn: libgit2 does not sync these refs. The next sync sets them again."""
+    root = repository.common_dir / REMOTES_PREFIX
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        if path.suffix == ".lock":
+            heal_lock(path, REF_LOCK_STALE_S)
+        else:
+            oid = repository.refs.read(str(path.relative_to(repository.common_dir)))
+            if oid is None or objects.kind(oid) is None:
+                log.warning("removing the torn ref %s", path.name)
+                unlink(path)
 
 
 def remember(repository: Repository, remote: str, tips: Mapping[str, str]) -> None:
