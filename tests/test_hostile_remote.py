@@ -216,6 +216,8 @@ WRONG_LEDGER = {
     "a device": "ledger/runs/con/run.json",
     "a lock": "chat/threads/x.lock/thread.json",
     "a file for a run": "ledger/runs/x",
+    "a file for all threads": "chat/threads",
+    "a file for all chat": "chat",
     "a trace with a space": "ledger/traces/a b/trace.json",
 }
 WRONG_ARCHIVE = {
@@ -242,6 +244,14 @@ def test_what_lies_in_the_wrong_place_is_taken_out(hostile: Hostile, repo: Path,
     state, skipped = merged(repo, hostile)
     assert paths(state) == {"FORMAT", f"{run_dir('good')}/run.json"}
     assert len(skipped) == 1 and not skipped[0].kept
+
+
+def test_files_of_others_come_in_whatever_they_are_called(hostile: Hostile, repo: Path) -> None:
+    others = {"README.md": b"x", "run.json": run_json("x"), "docs/trace.json": b"{", "a/b/run.json": b"{}"}
+    hostile.publish(LEDGER_REF, hostile.files({**GOOD, **others}))
+    state, skipped = merged(repo, hostile)
+    assert paths(state) == {*GOOD, *others}
+    assert [(each.path, each.kept) for each in skipped] == [("docs/trace.json", True)]
 
 
 NOT_NOTES = ["x", "ab/x", f"ab/{'c' * 37}", "zz/" + "c" * 38, "ab/" * 21 + "c", f"{'A' * 40}", "readme.txt"]

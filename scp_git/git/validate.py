@@ -60,6 +60,7 @@ _MAX_TREE_BYTES = 64 * 1024 * 1024
 _MAX_DELETION_BYTES = 1024 * 1024
 _MAX_REPORTED = 1000
 _FAMILIES = {RUNS: "run", TRACES: "trace", THREADS: "thread", RUN_CHAT: "run"}
+_FOLDERS = {*_FAMILIES, *(family.partition("/")[0] for family in _FAMILIES)}
 _RECORD_FILES = {RUN_FILE, "trace.json", "thread.json"}
 _KINDS = ("run", "trace", "thread", "message")
 _DATE_PLACES = (re.compile(r"\d{4}|other"), re.compile(r"\d\d"), re.compile(r"\d\d"))
@@ -279,7 +280,7 @@ class _Sieve:
                 return "it is no record of a deletion"
             self._report(path, "it is not valid JSON", kept=True)
             return None
-        if path[-1] == RUN_FILE and record.get("run_id") != path[-2]:
+        if path[-1] == RUN_FILE and len(path) > 3 and record.get("run_id") != path[-2]:
             self._report(path, "it bears another id than its folder", kept=True)
         return None
 
@@ -296,6 +297,8 @@ class _Sieve:
 
 
 def _ledger_rule(path: list[str], folder: bool) -> str | int:
+    if not folder and len(path) < 3 and "/".join(path) in _FOLDERS:
+        return "it lies where a folder belongs"
     if len(path) == 3 and not (folder and is_valid_id(path[2])):
         kind = _FAMILIES.get("/".join(path[:2]))
         if kind is not None:
