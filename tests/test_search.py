@@ -390,7 +390,7 @@ def test_a_search_finds_what_the_readers_show_after_any_sequence_of_operations(
 
 
 @pytest.mark.full
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEPS, min_size=3, max_size=30))
 @pytest.mark.untidy("too many repositories to look at", skip=["tags", "view", "status", "fsck"])
 def test_a_search_finds_what_the_readers_show_after_many_sequences(

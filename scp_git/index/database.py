@@ -33,7 +33,7 @@ Tips = tuple[str, ...]
 
 _BUSY_S = 5.0
 _AVOID_S = 30.0
-"""So long a database is left alone after somebody else had held it for ``_BUSY_S``."""
+"""So long a database is left alone after somebody had held it for ``_BUSY_S``, or it could not be made."""
 _POOL_SIZE = 4
 _UNFINISHED_NS = 60 * 10**9
 """A database that was not finished after so long has nobody who makes it any more."""
@@ -130,7 +130,7 @@ class Database:
         for a new database. ``Unusable`` where the database cannot be had.
         """
         if time.monotonic() < self._avoid_until:
-            raise Unusable("it is held by somebody else")
+            raise Unusable("it is left alone for a while")
         try:
             answer = self._twice(read_tips, update, query)
         except (sqlite3.Error, OSError, Damaged) as exc:
@@ -138,7 +138,8 @@ class Database:
                 self._avoid_until = time.monotonic() + _AVOID_S
             self._say(str(exc))
             raise Unusable(str(exc)) from exc
-        except Unusable as exc:
+        except Unusable as exc:  # trying again with every read would cost as much as each of them
+            self._avoid_until = time.monotonic() + _AVOID_S
             self._say(str(exc))
             raise
         except ScpGitError:
