@@ -268,6 +268,23 @@ async def test_the_loop_stays_free_while_importing(repo: Path) -> None:
     assert max(gaps) < 1 and len(gaps) > 20
 
 
+async def test_what_the_source_or_the_progress_raises_goes_through(repo: Path) -> None:
+    async def breaks() -> AsyncIterator[Item]:
+        for each in items(300):
+            yield each
+        raise ConnectionError("the source is gone")
+
+    def refuse(report: ImportReport) -> None:
+        raise KeyError(report.seen)
+
+    async with open_store(repo, OS) as store:
+        with pytest.raises(ConnectionError):
+            await store.import_runs(breaks())
+        with pytest.raises(KeyError):
+            await store.import_runs(items(300), on_progress=refuse)
+        assert (await store.import_runs(items(300))).seen == 300
+
+
 async def test_a_cancelled_import_stops_and_keeps_what_it_stored(repo: Path) -> None:
     async with open_store(repo, OS) as store:
         with anyio.move_on_after(0.05):

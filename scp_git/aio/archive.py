@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import aclosing
 
 from scp_git.aio.core import offload
 from scp_git.aio.ledger import AsyncLedgerVerbs
@@ -28,9 +29,10 @@ class AsyncArchiveVerbs(AsyncLedgerVerbs):
         stored stays; import the same again to complete it.
         """
         job = await offload(self.store.importing, strict=strict)
-        async for _ in _fed(job, runs):
-            if on_progress is not None:
-                on_progress(job.report)
+        async with aclosing(_fed(job, runs)) as turns:
+            async for _ in turns:
+                if on_progress is not None:
+                    on_progress(job.report)
         return await offload(job.finish)
 
     async def maintain(self, *, tags: bool = False) -> Maintenance:
@@ -38,7 +40,7 @@ class AsyncArchiveVerbs(AsyncLedgerVerbs):
         return await offload(self.store.maintain, tags=tags)
 
 
-async def _fed(job: Import, runs: Source) -> AsyncIterator[None]:
+async def _fed(job: Import, runs: Source) -> AsyncGenerator[None]:
     """Feed a job slice by slice, each in one hop to a worker thread."""
     if isinstance(runs, AsyncIterable):
         items: list[Item] = []
