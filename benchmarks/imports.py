@@ -11,6 +11,7 @@ import gc
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,7 +48,7 @@ def imports(plan: Plan) -> Iterator[Result]:
     store.close()
     ours = _result("scp_git", plan.imported, took, "full")
     ours.extra["bytes_per_run"] = round(_size(root) / plan.imported)
-    ours.extra["max_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    ours.extra["max_rss_mb"] = _weighed(create(shelf.place() / "repository"), plan.imported)
     if has_git():
         stream = shelf.place() / "stream"
         _write_stream(root, stream)
@@ -61,6 +62,19 @@ def imports(plan: Plan) -> Iterator[Result]:
         ours.ratios[_GIT] = round(ours.per_s / git.per_s, 2)
         yield git
     yield ours
+
+
+def _weighed(root: Path, count: int) -> int:
+    """Peak memory in MB of a process that imports runs as they are made, and holds none itself."""
+    program = f"from benchmarks.imports import weigh; weigh({str(root)!r}, {count})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def weigh(root: str, count: int) -> None:
+    with Store.open(root, Settings(durability="os")) as store:
+        store.import_runs(past_runs(count))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def past_runs(count: int) -> Iterator[tuple[Run, list[RunEvent]]]:
