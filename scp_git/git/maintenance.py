@@ -32,7 +32,7 @@ MERGE_FROM = 10
 LOOSE_MAX = 512
 """Loose run tags from which on they are moved to ``packed-refs``."""
 _LOOSE_MANY = 64
-_TAGS_AT_ONCE = 128
+_TAGS_AT_ONCE = 32
 _BIG_BYTES = 32 * 1024 * 1024
 """Packs of that size are left as they are: copying them costs more than having them."""
 _READ_BYTES = 1024 * 1024
@@ -70,7 +70,7 @@ def merge_packs(repository: Repository, *, sync: bool, at_least: int = MERGE_FRO
 def pack_tags(repository: Repository, publisher: Publisher, *, at_least: int) -> int:
     """Move loose run tags into ``packed-refs`` if there are so many; returns how many were moved.
 
-    A few hundred at a time, as no writer shall wait for long. Call with the gate held.
+    A few at a time, as no writer shall wait for long. Call with the gate held.
     """
     folder = repository.common_dir / RUN_TAG_PREFIX
     # The intent of a dead process is for the next transaction to complete; it must not be overwritten.
