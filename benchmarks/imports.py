@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,7 +74,9 @@ def _weighed(root: Path, count: int) -> int:
 def weigh(root: str, count: int) -> None:
     with Store.open(root, Settings(durability="os")) as store:
         store.import_runs(past_runs(count))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    # Not ru_maxrss, which in a child begins with what its parent holds.
+    status = Path("/proc/self/status").read_text()
+    print(int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024)
 
 
 def past_runs(count: int) -> Iterator[tuple[Run, list[RunEvent]]]:

@@ -93,13 +93,15 @@ class Load:
         self.own_took = max(self.took - (self.waiting.seconds() - waited), self.total / self.rate)
 
     async def beat(self) -> None:
-        last, waited = time.perf_counter(), self.waiting.seconds()
+        # Asking how long was waited gives the GIL away once for each thread, so it is no part of a gap.
+        waited, last = self.waiting.seconds(), time.perf_counter()
         while True:
             await anyio.sleep(_TICK_S)
-            now, total = time.perf_counter(), self.waiting.seconds()
-            self.gaps.append(now - last)
-            self.own_gaps.append(now - last - (total - waited))
-            last, waited = now, total
+            gap = time.perf_counter() - last
+            total = self.waiting.seconds()
+            self.gaps.append(gap)
+            self.own_gaps.append(gap - (total - waited))
+            waited, last = total, time.perf_counter()
             if len(self.gaps) % 50 == 0:
                 self.peak = max(self.peak, rss_mb())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,22 @@ import pygit2
 from pygit2.enums import FileMode
 
 from scp_git import Store
+
+
+def peak_memory_mb() -> int:
+    """The most that this process ever held; ``ru_maxrss`` of a child begins with what its parent holds."""
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) // 1024
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """What thousands of tests before have left is no concern of the garbage collector's meanwhile."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from scp_git import Run, RunEvent, Settings, Store
 from scp_git.ids import format_time
+from tests.sight import peak_memory_mb
 
 pytestmark = [pytest.mark.referee]
 TOP = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def bring(root: Path, count: int) -> int:
 def importer(root: str, count: int) -> None:
     with Store.open(root) as store:
         assert store.import_runs(past(count)).added == count
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(peak_memory_mb())
 
 
 def size(root: Path) -> int:

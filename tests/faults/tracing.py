@@ -285,7 +285,7 @@ def read_trace(path: Path) -> Iterator[Call]:
             yield Call(int(match[1]), match[2], args + match[3], _number(match[4]), entered)
         elif match := _WHOLE.fullmatch(line):
             yield Call(int(match[1]), match[2], match[3], _number(match[4]), number)
-        elif line and "+++" not in line and "---" not in line:
+        elif line and not any(mark in line for mark in ("+++", "---", "???")):  # ends, signals, the unseen
             raise ValueError(f"{path}:{number + 1}: not understood: {line[:200]}")
 
 
