@@ -78,7 +78,7 @@ _GIT = "git add, commit, tag (not durable)"
 _DURABLE = {"peer": "scp_git", "durability": "full", "present": 1_000}
 _BUS = "scp_git, batches (asyncio)"
 _STREAMS = "anyio memory object streams"
-_STEADY = "scp_git, 50000 a second"
+_STEADY = "scp_git, 55000 a second"
 _AGAIN = {"name": "list_messages", "peer": "all, encrypted, again"}
 _FIRST = "first list_runs(n=20) of a process"
 

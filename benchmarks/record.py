@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -140,7 +141,7 @@ async def _peers(shelf: Shelf, present: int) -> AsyncIterator[list[Peer]]:
             await store.ensure_ledger()
             peers.append(Library(store, settings.durability))
         if has_git():
-            root = await anyio.to_thread.run_sync(shelf.copy, present)
+            root = await anyio.to_thread.run_sync(partial(shelf.copy, present, archive=False))
             peers += [Git(root, fsync=False), Git(root, fsync=True)]
         database = Sqlite(shelf.place() / "runs.sqlite", [sample_run(number) for number in range(present)])
         stack.callback(database.close)

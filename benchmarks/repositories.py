@@ -66,16 +66,19 @@ class Shelf:
         """A new empty folder."""
         return Path(tempfile.mkdtemp(dir=self._folder))
 
-    def prepared(self, present: int) -> Path:
+    def prepared(self, present: int, *, archive: bool = True) -> Path:
         """The repository that the copies are taken from; for reading only."""
-        prepared = self._folder / f"prepared-{present}"
+        prepared = self._folder / f"prepared-{present}{'' if archive else '-flat'}"
         if not prepared.exists():
-            prepare(prepared, present)
+            prepare(prepared, present, archive=archive)
         return prepared
 
-    def copy(self, present: int) -> Path:
-        """A new repository that holds ``present`` runs, all of it on disk."""
-        prepared = self.prepared(present)
+    def copy(self, present: int, *, archive: bool = True) -> Path:
+        """A new repository that holds ``present`` runs, all of it on disk.
+
+        Without ``archive`` all of them lie on the ledger branch, as with stock git, which knows no other.
+        """
+        prepared = self.prepared(present, archive=archive)
         root = self.place() / "repository"
         shutil.copytree(prepared, root, symlinks=True)
         _relink_view(root)
@@ -83,7 +86,7 @@ class Shelf:
         return root
 
 
-def prepare(root: Path, present: int) -> None:
+def prepare(root: Path, present: int, *, archive: bool = True) -> None:
     """Make a repository with ``present`` runs at ``root``, one an hour until now, through the library."""
     start = datetime.now(UTC) - timedelta(hours=present)
 
@@ -95,7 +98,10 @@ def prepare(root: Path, present: int) -> None:
 
     root.mkdir(parents=True)
     create(root)
-    with Store.open(root, Settings(durability="os", lock_timeout_s=3600)) as store:
+    settings = Settings(durability="os", lock_timeout_s=3600)
+    if not archive:
+        settings = settings.model_copy(update={"hot_max": 0})
+    with Store.open(root, settings) as store:
         store.ensure_ledger()
         assert store.import_runs(runs()).added == present
 
