@@ -741,7 +741,8 @@ async def test_the_loop_stays_free_while_a_large_difference_is_taken(repo: Path)
             assert len([change async for change in store.changes(since="", follow=False)]) == 2000
             done.set()
     waiting.close()
-    assert sorted(gaps)[int(len(gaps) * 0.98)] < 0.05
+    # Work on the loop itself comes in turns of 50 ms, and half of the gaps would be as long.
+    assert sorted(gaps)[len(gaps) // 2] < 0.03, gaps
 
 
 def record_many(store: Store, count: int) -> None:
