@@ -1,4 +1,4 @@
-"""Operational history kept in git: runs today; chat and traces are to come.
+"""Operational history kept in git: runs, chat about them, and recorded sessions.
 
 The names below are the public interface. They are loaded on first use, so that
 ``import scp_git`` costs next to nothing.
