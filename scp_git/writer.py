@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from scp_git.errors import RepositoryBusy, ScpGitError, StorageFailed
 from scp_git.git.committer import Committer
 from scp_git.git.handle import one_moment
-from scp_git.git.maintenance import MERGE_FROM, merge_packs
+from scp_git.git.maintenance import LOOSE_MAX, MERGE_FROM, merge_packs, pack_tags
 from scp_git.settings import Settings
 from scp_git.ticket import State, Ticket
 
@@ -61,10 +61,11 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._open = 0  # tickets neither done nor withdrawn
         self._transactions = self._maintained = 0
-        self._tags_many = False
+        self._tags_due = False
         self._packs_left: int | None = 0
         """How many packs the last merge left; None until they were counted."""
         self._merging: threading.Thread | None = None
+        self._packing: threading.Thread | None = None
         self._calming: threading.Thread | None = None
         self._calmed = 0
 
@@ -256,10 +257,14 @@ class Writer:
             tickets[0].waiter.wake(tickets)
 
     def _maintain(self) -> None:
-        """Now and then, between batches: pack loose tags, and start a merge of packs beside the writers."""
+        """Now and then, between batches: have loose tags packed, and packs merged, beside the writers."""
         seen, self._maintained = self._maintained, self._transactions
-        if self._tags_many or seen // _TAGS_EVERY != self._transactions // _TAGS_EVERY:
-            self._tags_many = self._pack_tags()
+        self._tags_due |= seen // _TAGS_EVERY != self._transactions // _TAGS_EVERY
+        if self._tags_due and not (self._packing is not None and self._packing.is_alive()):
+            self._tags_due = False
+            packing = threading.Thread(target=self._pack_tags, name="scp-git-tags", daemon=True)
+            packing.start()
+            self._packing = packing
         packs, left = self.committer.publisher.packs, self._packs_left
         if left is None:
             left = self._packs_left = packs
@@ -271,17 +276,11 @@ class Writer:
             thread.start()
             self._merging = thread
 
-    def _pack_tags(self) -> bool:
-        """Pack some tags if they are many; True if the next turn should go on with it."""
+    def _pack_tags(self) -> None:
         try:
-            self.committer.take_gate()
-            try:
-                return self.committer.pack_tags()
-            finally:
-                self.committer.release_gate()
+            pack_tags(self.committer.repository, at_least=LOOSE_MAX)
         except (ScpGitError, OSError) as exc:
             log.warning("tags could not be packed, it is tried again later: %s", exc)
-            return False
 
     def _merge_packs(self) -> None:
         try:
@@ -306,8 +305,9 @@ class Writer:
         self.flush(max(deadline - time.monotonic(), 0))
         with self._changed:
             self._changed.wait_for(lambda: not self._busy, max(deadline - time.monotonic(), 0))
-        if self._merging is not None:
-            self._merging.join(max(deadline - time.monotonic(), 0))
+        for thread in (self._merging, self._packing):
+            if thread is not None:
+                thread.join(max(deadline - time.monotonic(), 0))
 
     def after_fork(self) -> None:
         """In the child: the parent's queue, thread, locks and memory are not ours."""

@@ -500,8 +500,8 @@ def test_a_lock_older_than_the_machines_start_has_no_owner(tmp_path: Path) -> No
 
 
 def test_a_lock_file_is_never_two_peoples(tmp_path: Path) -> None:
-    one = LockFile(tmp_path / "x", tmp_path / "scratch-1", b"1", sync=False)
-    two = LockFile(tmp_path / "x", tmp_path / "scratch-2", b"2", sync=False)
+    one = LockFile(tmp_path / "x", tmp_path / "scratch-1", [b"1"], sync=False)
+    two = LockFile(tmp_path / "x", tmp_path / "scratch-2", [b"2"], sync=False)
     one.take(time.monotonic())
     with pytest.raises(RepositoryBusy):
         two.take(time.monotonic())

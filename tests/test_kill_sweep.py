@@ -141,6 +141,11 @@ SCENES = {
         TWO,
         only=MERGER,
     ),
+    "tags are packed": Scene(
+        [*RECORD_THREE, ["batch", [ROOT, "m", 6]]],
+        [["maintain", [2, 5, 3]]],
+        THREE | SIX,
+    ),
 }
 
 

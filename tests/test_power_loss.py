@@ -67,6 +67,11 @@ SERIES = {
         [*(["record", run_id] for run_id in "abcd"), ["settle", None], ["record", "e"]],
         "abcde",
     ),
+    "tags are packed": Series(
+        [["record", "old"], ["batch", [ROOT, "m", 6]]],
+        [["record", "a"], ["maintain", [2, 5, 3]], ["record", "b"]],
+        "ab",
+    ),
 }
 
 

@@ -16,10 +16,9 @@ from scp_git.errors import RepositoryBusy, ScpGitError, UnsupportedRepository
 from scp_git.git.deferred import Deferred
 from scp_git.git.files import CheckedRecord, boot_id, sync_dir
 from scp_git.git.handle import Odb, Repository, translated
-from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, recover
+from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, drop_old_locks, recover
 from scp_git.git.history import History
 from scp_git.git.locks import Gate, LockFile
-from scp_git.git.maintenance import LOOSE_MAX, pack_tags
 from scp_git.git.objects import BLOB, COMMIT, ObjectStore, encode_commit
 from scp_git.git.pack import Pack, PackEntry, encode_entry, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
@@ -122,6 +121,7 @@ class Committer:
         tips["refs"] = {**tips.get("refs", {}), **recovered.reached}
         if tips.get("boot") != self._boot:
             mend(self.repository, store.base)
+            drop_old_locks(self.repository.common_dir)
         beginning = self._begin(store, tips, recovered.elsewhere)
         tx = Transaction(self.repository, store, *beginning.trees(), seconds=int(time.time()))
         tx.footing = {
@@ -166,13 +166,6 @@ class Committer:
         self._odb, self._kept = None, None
         if self.view is not None:
             self.view.index.clear()
-
-    def pack_tags(self) -> bool:
-        """Move some loose run tags into ``packed-refs`` if they are many; True if there may be more.
-
-        Call with the gate held.
-        """
-        return pack_tags(self.repository, self.publisher, at_least=LOOSE_MAX) > 0
 
     # ------------------------------------------------------------ beginning
 

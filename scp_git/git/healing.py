@@ -12,19 +12,20 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from scp_git.git.files import unlink
 from scp_git.git.history import History
-from scp_git.git.locks import remove_own_lock
+from scp_git.git.locks import PACKING, REF_LOCK_STALE_S, TryLock, heal_lock, remove_own_lock
 from scp_git.git.merge import merge_states
 from scp_git.git.mergereport import MergeReport
 from scp_git.git.objects import ObjectStore, Reader
 from scp_git.git.pack import remove_stale
-from scp_git.git.publish import SCRATCH_PREFIX, Intent, Publisher
+from scp_git.git.publish import PACKED_NEW, SCRATCH_PREFIX, Intent, Publisher
 from scp_git.git.refs import Refs
 from scp_git.git.tree import TreeEditor
 from scp_git.git.validate import sift
-from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF
+from scp_git.layout import ARCHIVE_REF, LEDGER_REF, NOTES_REF, RUN_TAG_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,22 @@ def recover(publisher: Publisher, objects: Reader, deadline: float) -> Recovered
     for name in os.listdir(publisher.folder):
         if name.startswith(SCRATCH_PREFIX):
             unlink(publisher.folder / name)
+        elif name == PACKED_NEW:
+            with TryLock(publisher.folder / PACKING) as nobody_packs:
+                if nobody_packs:
+                    unlink(publisher.folder / name)
     return recovered
+
+
+def drop_old_locks(common_dir: Path) -> None:
+    """Remove the locks that a power cut left to housekeeping: its intent is not synced, and may be lost."""
+    folder = common_dir / RUN_TAG_PREFIX
+    names = os.listdir(folder) if folder.is_dir() else []
+    for path in [
+        common_dir / "packed-refs.lock",
+        *(folder / name for name in names if name.endswith(".lock")),
+    ]:
+        heal_lock(path, REF_LOCK_STALE_S)
 
 
 def _roll_forward(publisher: Publisher, intent: Intent, objects: Reader, deadline: float) -> Recovered:

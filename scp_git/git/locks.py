@@ -9,6 +9,7 @@ living one of git's and goes at once.
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
 import logging
@@ -31,6 +32,8 @@ INDEX_LOCK_STALE_S = 2 * 3600.0
 """An editor that git has opened may hold the view's index for an hour."""
 MAINTENANCE = "maintenance"
 """The lock of whoever merges packs, in the folder of the gate."""
+PACKING = "packing"
+"""The lock of whoever moves tags to ``packed-refs``, likewise."""
 _CHUNK_BYTES = 1024 * 1024
 _POLL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS}
@@ -128,24 +131,42 @@ os.register_at_fork(
 
 
 class LockFile:
-    """One ``<target>.lock``; its content becomes the target by ``commit``."""
+    """One ``<target>.lock``; its content becomes the target by ``commit``.
 
-    def __init__(self, target: Path, scratch: Path, content: bytes, *, sync: bool) -> None:
+    The content is written to ``scratch`` at once, in pieces, before the lock exists.
+    """
+
+    def __init__(self, target: Path, scratch: Path, content: Iterable[bytes], *, sync: bool) -> None:
         self.target = target
         self.path = target.with_name(target.name + ".lock")
         self._scratch = scratch
-        self._content = content
         self._sync = sync
         self.held = False
         unlink(scratch)
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            write_all(fd, content)
+            _write_pieces(fd, content)
             if sync:
                 os.fsync(fd)
             self.inode = os.fstat(fd).st_ino
+        except BaseException:
+            unlink(scratch)
+            raise
         finally:
             os.close(fd)
+
+    def sibling(self, target: Path, scratch: Path) -> LockFile:
+        """An empty lock for another target, before this one is taken: a link, as making files is slow."""
+        unlink(scratch)
+        try:
+            os.link(self._scratch, scratch, follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno not in _NO_LINKS:
+                raise
+            return LockFile(target, scratch, (), sync=self._sync)
+        lock = copy.copy(self)
+        lock.target, lock.path, lock._scratch = target, target.with_name(target.name + ".lock"), scratch
+        return lock
 
     def take(self, deadline: float, stale_after_s: float = REF_LOCK_STALE_S) -> None:
         """Create the lock, waiting until ``deadline`` (``time.monotonic``) for another holder.
@@ -185,13 +206,9 @@ class LockFile:
             fd = os.open(self.path, flags, 0o644)
         except FileExistsError:
             return False
-        self._taken()
-        try:
-            write_all(fd, self._content)
-            if self._sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+        os.close(fd)
+        self.held = True
+        os.rename(self._scratch, self.path)
         return True
 
     def _taken(self) -> None:
@@ -204,15 +221,7 @@ class LockFile:
         """Replace the content of a lock that is held; not all of it is in memory at once."""
         fd = os.open(self.path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            held: list[bytes] = []
-            size = 0
-            for piece in pieces:
-                held.append(piece)
-                size += len(piece)
-                if size >= _CHUNK_BYTES:
-                    write_all(fd, b"".join(held))
-                    held, size = [], 0
-            write_all(fd, b"".join(held))
+            _write_pieces(fd, pieces)
             if sync:
                 os.fsync(fd)
         finally:
@@ -233,6 +242,18 @@ class LockFile:
             self.held = False
         with suppress(OSError):
             os.unlink(self._scratch)
+
+
+def _write_pieces(fd: int, pieces: Iterable[bytes]) -> None:
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _CHUNK_BYTES:
+            write_all(fd, b"".join(held))
+            held, size = [], 0
+    write_all(fd, b"".join(held))
 
 
 def heal_lock(path: Path, stale_after_s: float) -> bool:

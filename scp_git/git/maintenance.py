@@ -12,6 +12,7 @@ import struct
 import time
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from scp_git.git.deltas import Deltas
 from scp_git.git.files import unlink
 from scp_git.git.handle import Repository, translated
-from scp_git.git.locks import MAINTENANCE, Gate, TryLock
+from scp_git.git.locks import MAINTENANCE, PACKING, Gate, TryLock
 from scp_git.git.objects import TAG, tag_target
 from scp_git.git.pack import OUR_PREFIX, PackEntry, write_pack
 from scp_git.git.publish import Publisher
@@ -32,7 +33,11 @@ MERGE_FROM = 10
 LOOSE_MAX = 512
 """Loose run tags from which on they are moved to ``packed-refs``."""
 _LOOSE_MANY = 64
-_TAGS_AT_ONCE = 32
+_TAGS_AT_ONCE = 512
+"""Tags that one rewrite of ``packed-refs`` takes in: under the gate each is looked at once more."""
+_FILES_AT_ONCE = 32
+"""Loose files that are removed while the gate is held once: each needs a lock, of three system calls."""
+_TRIES = 3
 _BIG_BYTES = 32 * 1024 * 1024
 """Packs of that size are left as they are: copying them costs more than having them."""
 _READ_BYTES = 1024 * 1024
@@ -67,24 +72,87 @@ def merge_packs(repository: Repository, *, sync: bool, at_least: int = MERGE_FRO
         return True
 
 
-def pack_tags(repository: Repository, publisher: Publisher, *, at_least: int) -> int:
+def pack_tags(repository: Repository, *, at_least: int) -> int:
     """Move loose run tags into ``packed-refs`` if there are so many; returns how many were moved.
 
-    A few at a time, as no writer shall wait for long. Call with the gate held.
+    What takes as long as the disk does, writing the new ``packed-refs``, is done
+    without the gate; under it the file gets its name, if nothing else moved
+    meanwhile. Then the loose files go, a few at a time. In between tags are in both
+    places, which git allows. Synced whatever the settings say.
     """
     folder = repository.common_dir / RUN_TAG_PREFIX
-    # The intent of a dead process is for the next transaction to complete; it must not be overwritten.
-    if not folder.is_dir() or len(os.listdir(folder)) < at_least or publisher.intent.read():
+    if _count_loose(folder) < at_least:
         return 0
-    peeled = {}
-    with translated("packing tags"), repository.odb() as reader:
-        for name, oid in islice(repository.refs.loose(RUN_TAG_PREFIX), _TAGS_AT_ONCE):
-            found = reader.read(oid)
-            if found and found[0] == TAG:
-                peeled[name] = tag_target(found[1])
-        if peeled:
-            publisher.pack_tags(peeled, time.monotonic() + 1)
-    return len(peeled)
+    moved = tries = 0
+    with translated("packing tags"), TryLock(repository.common_dir / "scp" / PACKING) as alone:
+        packing = _Packing(repository)
+        while alone and tries < _TRIES and _count_loose(folder) >= at_least:
+            step = packing.some()
+            moved += step
+            tries = 0 if step else tries + 1
+        packing.publisher.intent.close()
+    return moved
+
+
+def _count_loose(folder: Path) -> int:
+    try:
+        return len(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+class _Packing:
+    """The steps of moving tags."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self.publisher = Publisher(repository.common_dir, repository.refs, sync=True)
+        self._gate = Gate(repository.common_dir / "scp")
+
+    def some(self) -> int:
+        """Move so many as are moved at once; returns how many it were."""
+        refs = self.repository.refs
+        rows = dict(islice(self._annotated(), _TAGS_AT_ONCE))
+        packed = refs.packed()
+        new = {name: row for name, row in rows.items() if packed.get(name) != row[0]}
+        if new and not self._replace(new):
+            return 0
+        names, moved = list(rows), 0
+        for start in range(0, len(names), _FILES_AT_ONCE):
+            refs.packed()  # read before the gate is taken
+            with self._turn() as clean:
+                if clean:
+                    moved += self.publisher.drop_loose(names[start : start + _FILES_AT_ONCE])
+        return moved
+
+    def _annotated(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
+        with self.repository.odb() as reader:
+            for name, oid in self.repository.refs.loose(RUN_TAG_PREFIX):
+                found = reader.read(oid)
+                if found and found[0] == TAG:
+                    yield name, (oid, tag_target(found[1]))
+
+    def _replace(self, rows: dict[str, tuple[str, str | None]]) -> bool:
+        new = self.publisher.packed_with(rows)
+        try:
+            with self._turn() as clean:
+                return clean and self.publisher.replace_packed(new)
+        finally:
+            new.lock.release()
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Hold the gate for one step; gives False if a dead process must be cleaned up after first.
+
+        The next transaction does that, and its intent must not be overwritten.
+        Afterwards the gate is left alone for as long as it was held: whoever takes it
+        again at once comes before those that wait.
+        """
+        with self._gate:
+            began = time.monotonic()
+            yield not self.publisher.intent.read()
+            took = time.monotonic() - began
+        time.sleep(took)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +170,10 @@ def tidy(repository: Repository) -> Maintenance:
 
     Synced whatever the settings say, as it replaces what may have been.
     """
-    packed = 0
     with translated("housekeeping"):
-        folder = repository.common_dir / "scp"
-        if not folder.is_dir():  # nothing was ever written
+        if not (repository.common_dir / "scp").is_dir():  # nothing was ever written
             return Maintenance()
-        publisher = Publisher(repository.common_dir, repository.refs, sync=True)
-        step = -1
-        while step:
-            with Gate(folder):
-                step = pack_tags(repository, publisher, at_least=_LOOSE_MANY)
-            packed += step
-        publisher.intent.close()
+        packed = pack_tags(repository, at_least=_LOOSE_MANY)
         before = _count_packs(repository)
         merge_packs(repository, sync=True, at_least=2)
     return Maintenance(packs_merged=max(before - _count_packs(repository), 0), tags_packed=packed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from scp_git.errors import RepositoryBusy, StorageFailed
 from scp_git.git.files import CheckedRecord, sync_dir, unlink
 from scp_git.git.locks import INDEX_LOCK_STALE_S, LockFile
 from scp_git.git.objects import is_oid
-from scp_git.git.refs import Refs
+from scp_git.git.refs import PackedVersion, Refs
 
 log = logging.getLogger(__name__)
 
 SCRATCH_PREFIX = "lock-"
+PACKED_NEW = "packed-refs"
+"""The next ``packed-refs`` while it is being written, in the folder of the gate."""
 # A loose ref costs two fsyncs, packed-refs two and its size; from here on the latter is quicker.
 _PACK_FROM = 12
 _PACKED_BYTES_PER_LOOSE_REF = 64 * 1024
@@ -67,8 +69,18 @@ class Intent:
         return cls(changes, tuple((str(path), int(inode)) for path, inode in value["locks"]))
 
 
+@dataclass(frozen=True, slots=True)
+class PackedNew:
+    """A ``packed-refs`` that was written and is not yet in its place."""
+
+    lock: LockFile
+    version: PackedVersion
+    """Of the file that it is to replace."""
+    rows: Mapping[str, tuple[str, str | None]]
+
+
 class Publisher:
-    """Moves refs below one common git dir; used under the gate only."""
+    """Moves refs below one common git dir; used under the gate only, but for ``packed_with``."""
 
     def __init__(self, common_dir: Path, refs: Refs, *, sync: bool) -> None:
         self.common_dir = common_dir
@@ -138,9 +150,11 @@ class Publisher:
 
     # ------------------------------------------------------------ steps
 
-    def _lock(self, name: str, number: int, new: str | None) -> LockFile:
+    def _lock(self, name: str, number: int, new: str | None, *, like: LockFile | None = None) -> LockFile:
         scratch = self.folder / f"{SCRATCH_PREFIX}{number}"
-        content = new.encode() + b"\n" if new else b""
+        if like is not None:
+            return like.sibling(self.common_dir / name, scratch)
+        content = (new.encode() + b"\n",) if new else ()
         return LockFile(self.common_dir / name, scratch, content, sync=self.sync and bool(new))
 
     def _declare(self, changes: Sequence[RefChange], locks: Iterable[LockFile]) -> None:
@@ -195,25 +209,57 @@ class Publisher:
 
     # ------------------------------------------------------------ housekeeping
 
-    def pack_tags(self, peeled: dict[str, str | None], deadline: float) -> None:
-        """Move loose tags (name to peeled commit) into ``packed-refs``, each under its lock."""
-        locks = [self._lock(name, number, None) for number, name in enumerate(peeled)]
-        refs_lock = self._lock("packed-refs", len(locks), None)
+    def packed_with(self, rows: Mapping[str, tuple[str, str | None]]) -> PackedNew:
+        """A new ``packed-refs`` with these loose tags in it, written beside the present one.
+
+        To be done without the gate, as it takes as long as the disk does; by whoever
+        holds the lock ``packing``.
+        """
+        present = self.refs.packed()
+        content = present.spliced(rows)
+        path, scratch = self.common_dir / "packed-refs", self.folder / PACKED_NEW
+        return PackedNew(LockFile(path, scratch, content, sync=self.sync), present.version, dict(rows))
+
+    def replace_packed(self, new: PackedNew) -> bool:
+        """Let the new ``packed-refs`` take its place; the loose tags stay, and say the same.
+
+        False, and no change, if it is locked, or it or one of the tags moved meanwhile.
+        """
         try:
-            self._declare([], [*locks, refs_lock])
-            for lock in [*locks, refs_lock]:
-                lock.take(deadline)
-            present = {name: self.refs.read_direct(name) for name in peeled}
-            rows = {name: (oid, peeled[name]) for name, oid in present.items() if oid}
-            write_packed(refs_lock, self.refs.packed().spliced(rows), sync=self.sync)
+            self._declare([], [new.lock])
+            if not _take_at_once(new.lock) or self.refs.packed().version != new.version:
+                return False
+            if any(self.refs.read_direct(name) != row[0] for name, row in new.rows.items()):
+                return False
+            new.lock.commit()
             if self.sync:
                 sync_dir(self.common_dir)
-            for lock in locks:
-                unlink(lock.target)
+            return True
         finally:
-            for lock in [*locks, refs_lock]:
+            new.lock.release()
+            self.done()
+
+    def drop_loose(self, names: Sequence[str]) -> int:
+        """Remove the loose files of tags where ``packed-refs`` says the same; returns how many went.
+
+        Each under its lock: one that is locked stays.
+        """
+        dropped = 0
+        locks: list[LockFile] = []
+        try:
+            for number, name in enumerate(names):
+                locks.append(self._lock(name, number, None, like=locks[0] if locks else None))
+            self._declare([], locks)
+            for name, lock in zip(names, locks, strict=True):
+                oid = self.refs.read_loose(name) if _take_at_once(lock) else None
+                if oid is not None and oid == self.refs.packed().get(name):
+                    unlink(lock.target)
+                    dropped += 1
+        finally:
+            for lock in locks:
                 lock.release()
             self.done()
+        return dropped
 
 
 def write_packed(lock: LockFile, pieces: Iterable[bytes], *, sync: bool) -> None:
@@ -224,6 +270,14 @@ def write_packed(lock: LockFile, pieces: Iterable[bytes], *, sync: bool) -> None
 
 def _is_tag(change: RefChange) -> bool:
     return change.name.startswith("refs/tags/")
+
+
+def _take_at_once(lock: LockFile) -> bool:
+    try:
+        lock.take(time.monotonic())
+    except RepositoryBusy:
+        return False
+    return True
 
 
 def _take_if_free(lock: LockFile) -> None:

@@ -19,6 +19,8 @@ _PER_WORKTREE = ("refs/bisect/", "refs/worktree/", "refs/rewritten/")
 _MAX_SYMBOLIC = 5
 _STRIDE = 4096
 _MANY = 64
+PackedVersion = tuple[int, int, int] | None
+"""Inode, size and time of change of a ``packed-refs``; None where there is none."""
 PACKED_HEADER = b"# pack-refs with: peeled fully-peeled sorted \n"
 
 
@@ -31,7 +33,8 @@ def packed_line(ref: bytes, oid: str, peeled: str | None) -> bytes:
 class PackedRefs:
     """One version of the file ``packed-refs``."""
 
-    def __init__(self, data: bytes | mmap.mmap = b"") -> None:
+    def __init__(self, data: bytes | mmap.mmap = b"", version: PackedVersion = None) -> None:
+        self.version = version
         # Only a file that somebody edited does not end like that.
         self._data = data if data[-1:] in (b"", b"\n") else data[:] + b"\n"
         first = data[: max(data.find(b"\n"), 0)]
@@ -183,7 +186,7 @@ class Refs:
     def __init__(self, common_dir: Path) -> None:
         self.common_dir = common_dir
         self._packed_path = str(common_dir / "packed-refs")
-        self._cached: tuple[tuple[int, int, int] | None, PackedRefs] = (None, PackedRefs())
+        self._cached = PackedRefs()
 
     def read(self, name: str) -> str | None:
         """The object id that a full ref name leads to; ``None`` if it is absent or its file is damaged."""
@@ -203,24 +206,18 @@ class Refs:
     def packed(self) -> PackedRefs:
         """The present ``packed-refs``, read again only when the file changed."""
         try:
-            stat = os.stat(self._packed_path)
-        except FileNotFoundError:
-            return PackedRefs()
-        except OSError as exc:
-            raise StorageFailed("reading packed-refs", exc) from exc
-        signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        known, packed = self._cached
-        if known == signature:
-            return packed
-        try:
+            version = _version(os.stat(self._packed_path))
+            packed = self._cached
+            if packed.version == version:
+                return packed
             with open(self._packed_path, "rb") as file:
-                stat = os.fstat(file.fileno())
-                packed = PackedRefs(file.read())
+                version = _version(os.fstat(file.fileno()))
+                packed = PackedRefs(file.read(), version)
         except FileNotFoundError:
             return PackedRefs()
         except OSError as exc:
             raise StorageFailed("reading packed-refs", exc) from exc
-        self._cached = ((stat.st_ino, stat.st_size, stat.st_mtime_ns), packed)
+        self._cached = packed
         return packed
 
     def list(self, prefix: str) -> dict[str, str]:
@@ -289,6 +286,11 @@ class Refs:
                 folder = self.common_dir
         return None
 
+    def read_loose(self, name: str) -> str | None:
+        """The object id in the ref's own file, if it has one."""
+        text = self._file(os.path.join(self.common_dir, name))
+        return text if is_oid(text) else None
+
     def _text(self, name: str, folder: Path) -> str | None:
         text = self._file(os.path.join(folder, name))
         return text if text is not None else self.packed().get(name)
@@ -308,3 +310,7 @@ class Refs:
             raise StorageFailed("reading a ref", exc) from exc
         finally:
             os.close(fd)
+
+
+def _version(stat: os.stat_result) -> PackedVersion:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

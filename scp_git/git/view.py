@@ -158,7 +158,7 @@ class View:
     def lock(self, scratch: Path) -> LockFile | None:
         """The index lock, to be taken before the refs move; ``None`` where it cannot even be prepared."""
         try:
-            return LockFile(self.index.path, scratch, b"", sync=False)
+            return LockFile(self.index.path, scratch, (), sync=False)
         except OSError as exc:
             log.warning("the view cannot be locked: %s", exc)
             return None

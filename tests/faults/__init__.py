@@ -15,7 +15,7 @@ from typing import Any
 EVENTS_PER_RUN = 3
 LEDGER, ARCHIVE, RUN_TAGS = "refs/heads/scp-ledger", "refs/heads/scp-ledger-archive", "refs/tags/scp/run/"
 _LOCAL_FILES = re.compile(
-    r"gate|intent|tips|deferred|maintenance|index-\w+-\d+-[0-9a-f]{16}\.db(-wal|-shm)?|recordings(/.*)?"
+    r"gate|intent|tips|deferred|maintenance|packing|index-\w+-\d+-[0-9a-f]{16}\.db(-wal|-shm)?|recordings(/.*)?"
 )
 _PACK_FILES = re.compile(r"(pack-[0-9a-f]{40}\.(pack|idx|rev|bitmap)|multi-pack-index(-.*)?)")
 

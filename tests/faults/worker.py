@@ -34,6 +34,7 @@ from typing import Any
 
 import scp_git
 from scp_git import Run, ScpGitError, SessionTrace, Settings, Store, TraceEvent, open_store
+from scp_git.git import maintenance
 from scp_git.store import importing
 
 EVENTS_PER_RUN = 3
@@ -223,6 +224,13 @@ def settle(store: Store, _: object) -> None:
             thread.join()
 
 
+def maintain(store: Store, arg: tuple[int, int, int]) -> None:
+    """Housekeeping that finds much where there is little."""
+    maintenance._LOOSE_MANY, maintenance._TAGS_AT_ONCE, maintenance._FILES_AT_ONCE = arg
+    done = store.maintain()
+    say(f"MAINTAINED {done.packs_merged} {done.tags_packed}")
+
+
 def limit(_: Store, arg: tuple[str, int]) -> None:
     kind = getattr(resource, f"RLIMIT_{arg[0]}")
     hard = resource.getrlimit(kind)[1]
@@ -254,6 +262,7 @@ STEPS = {
     "pull": pull,
     "receive": receive,
     "settle": settle,
+    "maintain": maintain,
     "limit": limit,
     "sleep": lambda store, seconds: time.sleep(seconds),
     "pause": lambda store, _: pause(),
