@@ -30,6 +30,8 @@ class Settings(BaseModel):
     """How long push and pull wait for a remote that does not answer."""
     retry_timeout_s: float = Field(default=60.0, gt=0, le=3600)
     """How long a push that others keep overtaking is begun again."""
+    import_helpers: int = Field(default=2, ge=0, le=64)
+    """At most so many processes help with a long import; never more than there are cores beside the first."""
     max_batch: int = Field(default=1024, ge=1, le=100_000)
     """At most so many writes share one commit."""
     max_batch_bytes: int = Field(default=8 * 1024 * 1024, ge=1)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pygit2.enums import ObjectType
 
+from scp_git.git.entries import encode_entry
 from scp_git.git.handle import Repository
 from scp_git.git.notes import (
     append_note,
@@ -25,7 +26,7 @@ from scp_git.git.notes import (
     write_note,
 )
 from scp_git.git.objects import COMMIT, ObjectStore, encode_commit, parse_commit
-from scp_git.git.pack import encode_entry, write_pack
+from scp_git.git.pack import write_pack
 from scp_git.git.tree import TreeEditor
 from scp_git.layout import NOTES_REF
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from scp_git import Run, Settings, StorageFailed, Store
 from scp_git.git.deltas import make_delta
+from scp_git.git.entries import PackEntry, encode_entry, entry_header
 from scp_git.git.handle import Odb, Repository
 from scp_git.git.maintenance import MERGE_FROM, merge_packs
 from scp_git.git.objects import (
@@ -39,10 +40,7 @@ from scp_git.git.objects import (
 from scp_git.git.pack import (
     OUR_PREFIX,
     Pack,
-    PackEntry,
     PackIndex,
-    encode_entry,
-    entry_header,
     remove_stale,
     write_pack,
 )
@@ -108,7 +106,7 @@ def test_a_pack_of_every_kind_and_size_is_what_git_would_write(
     for n in range(12_000):  # a tree of more than half a megabyte is compressed
         editor.put(f"wider/{'name' * 4}{n:06}", b"same\n")
     commit = store.add(COMMIT, encode_commit(editor.write(), [], ADA, "all sizes\n"))
-    tag = store.add(TAG, encode_tag("sizes", commit, ADA, "{}\n"))
+    tag = store.add(TAG, encode_tag("sizes", commit, ADA, b"{}\n"))
     pack = write_pack(root / ".git", entries_of(store.added), sync=True)
     git(root, "update-ref", "refs/tags/sizes", tag)
     pack.release()
@@ -135,7 +133,7 @@ def test_objects_that_are_read_when_they_are_written_never_lie_in_memory_togethe
     root = editor.write()
     tracemalloc.start()
     try:
-        entries = (encode_entry(*added) for added in store.objects())
+        entries = store.entries()
         write_pack(repo / ".git", entries, count=store.count(), sync=False).release()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -154,7 +152,7 @@ def test_what_changed_before_it_was_written_is_refused_and_nothing_is_left(repo:
     store = ObjectStore(Repository.open(repo).open_odb())
     store.add_later(hash_object("blob", b"before"), "blob", lambda: b"after")
     with pytest.raises(StorageFailed, match="changed"):
-        write_pack(repo / ".git", (encode_entry(*added) for added in store.objects()), count=1, sync=False)
+        write_pack(repo / ".git", store.entries(), count=1, sync=False)
     assert list((repo / ".git/objects/pack").iterdir()) == []
 
 
@@ -209,7 +207,8 @@ DIE = """
 import os, sys
 from pathlib import Path
 from scp_git.git.objects import hash_object
-from scp_git.git.pack import encode_entry, write_pack
+from scp_git.git.entries import encode_entry
+from scp_git.git.pack import write_pack
 
 left, real = int(sys.argv[2]), os.rename
 def rename(*args, **kwargs):

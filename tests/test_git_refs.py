@@ -251,7 +251,7 @@ class Bench:
     def tag(self, name: str, n: int = 0) -> RefChange:
         """A new annotated tag ``scp/run/<name>``."""
         target = self.oids[n]
-        data = encode_tag(f"scp/run/{name}", target, "Ada <ada@example.org> 1700000000 +0000", "{}\n")
+        data = encode_tag(f"scp/run/{name}", target, "Ada <ada@example.org> 1700000000 +0000", b"{}\n")
         repo = pygit2.Repository(str(self.root))
         oid = str(repo.odb.write(ObjectType.TAG, data))
         repo.free()
@@ -539,7 +539,7 @@ publisher.publish([RefChange.parse(row) for row in changes], time.monotonic() + 
 
 def die(bench: Bench, where: str, *changes: RefChange) -> None:
     """Have another process publish, and end without a word while all locks are held, or after some moves."""
-    rows = json.dumps([change.to_json() for change in changes])
+    rows = json.dumps(changes)
     done = subprocess.run([sys.executable, "-c", DIE, str(bench.dir), where, rows], capture_output=True)
     assert done.returncode == 7, done.stderr.decode()
     assert bench.locks()

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scp_git.errors import StorageFailed
+from scp_git.git.entries import encode_entry
 from scp_git.git.objects import BLOB, TREE, Kind, ObjectStore, hash_object
-from scp_git.git.pack import encode_entry, write_pack
+from scp_git.git.pack import write_pack
 from scp_git.git.tree import EMPTY_TREE, TreeCache, TreeEditor, is_dir, raw_mode, raw_oid
 
 Files = dict[str, bytes]
@@ -326,7 +327,7 @@ def test_grafting_many_folders_is_grafting_each() -> None:
             for raw in raws:
                 target.graft(f"x/y/{raw.split(b' ', 1)[1][:-21].decode()}", raw)
         else:
-            target.graft_into("x/y", raws)
+            target.graft_all({"x/y": raws})
         return target.write()
 
     assert graft(one_by_one=True) == graft(one_by_one=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 
 from scp_git.aio.core import offload
 from scp_git.aio.ledger import AsyncLedgerVerbs
@@ -29,11 +29,12 @@ class AsyncArchiveVerbs(AsyncLedgerVerbs):
         stored stays; import the same again to complete it.
         """
         job = await offload(self.store.importing, strict=strict)
-        async with aclosing(_fed(job, runs)) as turns:
-            async for _ in turns:
-                if on_progress is not None:
-                    on_progress(job.report)
-        return await offload(job.finish)
+        with closing(job):
+            async with aclosing(_fed(job, runs)) as turns:
+                async for _ in turns:
+                    if on_progress is not None:
+                        on_progress(job.report)
+            return await offload(job.finish)
 
     async def maintain(self, *, tags: bool = False) -> Maintenance:
         """Merge packs and pack loose tags, as far as that is worth it; see ``Store.maintain``."""

@@ -45,7 +45,7 @@ def read_record(editor: TreeEditor, path: str) -> JsonObject | None:
 
 def run_tag(run_id: str, record: dict[str, Any], anchor: Anchor) -> bytes:
     """The run's tag object, byte for byte; ``ValueError`` if the record cannot be spelled."""
-    return encode_tag(run_tag_name(run_id), anchor.target, anchor.tagger, tag_message(record))
+    return encode_tag(run_tag_name(run_id), anchor.target, anchor.tagger, tag_message(record).encode())
 
 
 def anchored_tag(state: State, run_id: str) -> str | None:

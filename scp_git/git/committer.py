@@ -20,7 +20,7 @@ from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, drop_old_locks
 from scp_git.git.history import History
 from scp_git.git.locks import Gate, LockFile
 from scp_git.git.objects import BLOB, COMMIT, ObjectStore, encode_commit
-from scp_git.git.pack import Pack, PackEntry, encode_entry, write_pack
+from scp_git.git.pack import Pack, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
 from scp_git.git.tracking import mend
 from scp_git.git.transaction import Footing, Operation, Transaction
@@ -268,13 +268,9 @@ class Committer:
     def _write_pack(self, tx: Transaction) -> Pack | None:
         if any(editor.rewrote() for editor in (tx.ledger, tx.archive, tx.notes)):
             drop_unused_files(tx.store)
-        count, ready = tx.store.count(), tx.store.deflated
-        entries = (
-            PackEntry(added[0], ready[added[0]]) if added[0] in ready else encode_entry(*added)
-            for added in tx.store.objects()
-        )
+        count = tx.store.count()
         folder = self.repository.common_dir
-        return write_pack(folder, entries, count=count, sync=self.sync) if count else None
+        return write_pack(folder, tx.store.entries(), count=count, sync=self.sync) if count else None
 
     # ------------------------------------------------------------ the view
 

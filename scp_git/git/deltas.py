@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice
 
-from scp_git.git.pack import entry_header
+from scp_git.git.entries import decode_entry, entry_header, entry_type
 
 TREE, BLOB, REF_DELTA = 2, 3, 7
 """Pack type numbers."""
@@ -32,11 +32,11 @@ class Deltas:
 
     def encode(self, oid: bytes, entry: bytes) -> bytes:
         """The entry as it shall lie in the new pack."""
-        kind, size = entry[0] >> 4 & 7, len(entry)
+        kind, size = entry_type(entry), len(entry)
         if kind == TREE and size >= _FROM:
-            return self._tree(oid, _inflate(entry))
+            return self._tree(oid, decode_entry(entry))
         if kind == BLOB and _FROM <= size <= _FILE_UP_TO:
-            return self._file(oid, _inflate(entry)) or entry
+            return self._file(oid, decode_entry(entry)) or entry
         return entry
 
     def _tree(self, oid: bytes, data: bytes) -> bytes:
@@ -63,11 +63,6 @@ class Deltas:
             return None
         delta = make_delta(newest, data)
         return _delta_entry(delta, base_oid) if 2 * len(delta) < len(data) else None
-
-
-def _inflate(entry: bytes) -> bytes:
-    header = next(n for n, byte in enumerate(entry) if byte < 0x80) + 1
-    return zlib.decompress(entry[header:])
 
 
 def _delta_entry(delta: bytes, base: bytes) -> bytes:

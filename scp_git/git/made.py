@@ -1,4 +1,4 @@
-"""Objects made ahead of a transaction, in any thread: a folder of files, and tags.
+"""Objects made ahead of a transaction, in any thread or process: a folder of files, and tags.
 
 A transaction then only has to graft them, which takes the gate for microseconds
 instead of milliseconds a run.
@@ -8,27 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scp_git.git.objects import BLOB, TAG, TREE, Kind, MadeObject, hash_object
-from scp_git.git.pack import encode_entry
+from scp_git.git.entries import PackEntry, encode_entry
+from scp_git.git.objects import BLOB, TREE, Kind, hash_object
 from scp_git.git.tree import DIR, FILE, encode_name
 
 
-def made_object(kind: Kind, data: bytes) -> MadeObject:
-    oid = hash_object(kind, data)
-    return MadeObject(oid, kind, data, encode_entry(oid, kind, data).data)
+def made_object(kind: Kind, data: bytes) -> PackEntry:
+    """An object, hashed and deflated."""
+    return encode_entry(hash_object(kind, data), kind, data)
 
 
-def made_tag(data: bytes) -> MadeObject:
-    return made_object(TAG, data)
-
-
-def made_folder(name: str, files: Mapping[str, bytes]) -> tuple[bytes, list[MadeObject]]:
-    """The raw entry of a folder with these files, and the objects it consists of."""
-    objects, rows = [], []
-    for file in sorted(files):
-        blob = made_object(BLOB, files[file])
-        objects.append(blob)
-        rows.append(FILE + b" " + encode_name(file) + b"\0" + bytes.fromhex(blob.oid))
+def made_folder(name: str, files: Mapping[str, bytes]) -> tuple[bytes, list[PackEntry]]:
+    """The raw entry of a folder with these files; its tree, and the files' blobs in the order given."""
+    blobs = {file: made_object(BLOB, data) for file, data in files.items()}
+    rows = [_row(FILE, file, blobs[file].oid) for file in sorted(blobs)]
     tree = made_object(TREE, b"".join(rows))
-    objects.append(tree)
-    return DIR + b" " + encode_name(name) + b"\0" + bytes.fromhex(tree.oid), objects
+    return _row(DIR, name, tree.oid), [tree, *blobs.values()]
+
+
+def _row(mode: bytes, name: str, oid: str) -> bytes:
+    return mode + b" " + encode_name(name) + b"\0" + bytes.fromhex(oid)

@@ -18,11 +18,12 @@ from itertools import islice
 from pathlib import Path
 
 from scp_git.git.deltas import Deltas
+from scp_git.git.entries import PackEntry
 from scp_git.git.files import unlink
 from scp_git.git.handle import Repository, translated
 from scp_git.git.locks import MAINTENANCE, PACKING, Gate, TryLock
 from scp_git.git.objects import TAG, tag_target
-from scp_git.git.pack import OUR_PREFIX, PackEntry, write_pack
+from scp_git.git.pack import OUR_PREFIX, write_pack
 from scp_git.git.publish import Publisher
 from scp_git.layout import RUN_TAG_PREFIX
 

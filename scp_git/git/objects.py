@@ -6,9 +6,10 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from scp_git.errors import StorageFailed
+from scp_git.git.entries import TYPES, decode_entry, encode_entry, entry_type
 
 Kind = Literal["commit", "tree", "blob", "tag"]
 COMMIT: Kind = "commit"
@@ -16,6 +17,7 @@ TREE: Kind = "tree"
 BLOB: Kind = "blob"
 TAG: Kind = "tag"
 
+_KINDS: dict[int, Kind] = {TYPES[kind]: kind for kind in (COMMIT, TREE, BLOB, TAG)}
 _OID = re.compile(r"[0-9a-f]{40}")
 _TAGGER = re.compile(r"[^<>\n\0]+ <[^<>\n\0]*> \d{1,10} [+-]\d{4}")
 
@@ -41,15 +43,6 @@ def hash_object(kind: Kind, data: bytes) -> str:
     return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
 
 
-class MadeObject(NamedTuple):
-    """An object ready to be written: hashed, and deflated into its pack entry."""
-
-    oid: str
-    kind: Kind
-    data: bytes
-    deflated: bytes
-
-
 class ObjectStore:
     """Objects of the repository and, before they are published, those that a transaction adds.
 
@@ -62,8 +55,8 @@ class ObjectStore:
         self.added: dict[str, tuple[Kind, bytes]] = {}
         self.later: dict[str, tuple[Kind, Callable[[], bytes]]] = {}
         self._sizes: dict[str, int] = {}
-        self.deflated: dict[str, bytes] = {}
-        """Entries for the pack of those that were deflated before."""
+        self.made: dict[str, bytes] = {}
+        """Those that came as entries for the pack."""
 
     def add(self, kind: Kind, data: bytes) -> str:
         oid = hash_object(kind, data)
@@ -78,14 +71,19 @@ class ObjectStore:
 
     def count(self) -> int:
         """How many objects are to be written."""
-        return len(self.added) + len(self.later.keys() - self.added.keys())
+        return len(self.made) + len(self.added.keys() - self.made.keys()) + len(self._late())
 
-    def objects(self) -> Iterator[tuple[str, Kind, bytes]]:
-        """What is to be written, one object at a time."""
+    def entries(self) -> Iterator[tuple[str, bytes]]:
+        """What is to be written, one pack entry at a time."""
+        yield from self.made.items()
         for oid, (kind, data) in self.added.items():
-            yield oid, kind, data
-        for oid in self.later.keys() - self.added.keys():
-            yield oid, *self._read_now(oid)
+            if oid not in self.made:
+                yield encode_entry(oid, kind, data)
+        for oid in self._late():
+            yield encode_entry(oid, *self._read_now(oid))
+
+    def _late(self) -> list[str]:
+        return [oid for oid in self.later if oid not in self.added and oid not in self.made]
 
     def _read_now(self, oid: str) -> tuple[Kind, bytes]:
         kind, read = self.later[oid]
@@ -94,32 +92,34 @@ class ObjectStore:
             raise StorageFailed(f"reading what becomes {kind} {oid[:10]}", "it has changed meanwhile")
         return kind, data
 
-    def adopt(self, objects: Iterable[MadeObject]) -> None:
+    def adopt(self, entries: Iterable[tuple[str, bytes]]) -> None:
         """Add objects that were hashed and deflated before."""
-        for made in objects:
-            self.added[made.oid] = (made.kind, made.data)
-            self.deflated[made.oid] = made.deflated
+        self.made.update(entries)
+
+    def _find_added(self, oid: str) -> tuple[Kind, bytes] | None:
+        if oid in self.made:
+            entry = self.made[oid]
+            return _KINDS[entry_type(entry)], decode_entry(entry)
+        return self.added.get(oid) or (self._read_now(oid) if oid in self.later else None)
 
     def find(self, oid: str, kind: Kind, *, limit: int | None = None) -> bytes | None:
         """The bytes of an object, or ``None`` if it is missing or of another kind."""
-        found = self.added.get(oid) or (self._read_now(oid) if oid in self.later else None)
-        found = found or self.base.read(oid, limit=limit)
+        found = self._find_added(oid) or self.base.read(oid, limit=limit)
         return found[1] if found is not None and found[0] == kind else None
 
     def kind(self, oid: str) -> Kind | None:
         """What kind of object this is, or ``None`` if it is missing."""
+        if oid in self.made:
+            return _KINDS[entry_type(self.made[oid])]
         found = self.added.get(oid) or self.later.get(oid)
         return found[0] if found else self.base.kind(oid)
 
     def header(self, oid: str) -> tuple[Kind, int] | None:
         """What kind of object this is and its size, without reading it; ``None`` if it is not here."""
-        if oid in self.added:
-            kind, data = self.added[oid]
-            return kind, len(data)
-        if oid in self.later:
-            size = self._sizes.get(oid)
-            return self.later[oid][0], len(self._read_now(oid)[1]) if size is None else size
-        return self.base.header(oid)
+        if oid in self._sizes and oid not in self.added:
+            return self.later[oid][0], self._sizes[oid]
+        found = self._find_added(oid)
+        return (found[0], len(found[1])) if found else self.base.header(oid)
 
     def read(self, oid: str, kind: Kind) -> bytes:
         """The bytes of an object that must be there."""
@@ -168,9 +168,9 @@ def encode_commit(tree: str, parents: list[str], author: str, message: str) -> b
     return "\n".join(lines).encode()
 
 
-def encode_tag(name: str, target: str, tagger: str, message: str) -> bytes:
+def encode_tag(name: str, target: str, tagger: str, message: bytes) -> bytes:
     """An annotated tag on a commit, byte for byte what ``git tag -a --cleanup=verbatim`` writes."""
-    return f"object {target}\ntype commit\ntag {name}\ntagger {tagger}\n\n{message}".encode()
+    return f"object {target}\ntype commit\ntag {name}\ntagger {tagger}\n\n".encode() + message
 
 
 def tag_target(data: bytes) -> str | None:

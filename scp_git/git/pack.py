@@ -18,61 +18,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 from scp_git.git.files import make_dirs, sync_dir, unlink, write_all
 from scp_git.git.locks import MAINTENANCE, TryLock
-from scp_git.git.objects import Kind
 
 OUR_PREFIX = "pack-5c96170d"
 KEEP_TEXT = b"scp-git\n"
 # Not tmp_...: those git prune removes; and not ending in .idx, which git would read.
 _TEMPORARY = "scp-new-"
 _HELD: AbstractContextManager[object] = nullcontext()
-_TYPE: dict[Kind, int] = {"commit": 1, "tree": 2, "blob": 3, "tag": 4}
-# Wide trees are rewritten by every commit and turned into deltas when packs are
-# merged, so their first pack does not spend a millisecond on compressing them.
-_STORED_TREE_BYTES = 4096
-_STORED_TREE_MAX = 512 * 1024
-# zlib clears a quarter of a megabyte for each object unless told that the object is small.
-_SMALL_BYTES, _SMALL_WINDOW, _SMALL_MEMORY = 4095, 12, 4
-# Half of such a tree is object ids, which do not get smaller.
-_TINY_TREE_BYTES = 128
 _CHUNK_BYTES = 1024 * 1024
-
-
-class PackEntry(NamedTuple):
-    """One object as it lies in a pack: its id and its header with compressed data."""
-
-    oid: str
-    data: bytes
-
-
-def encode_entry(oid: str, kind: Kind, data: bytes) -> PackEntry:
-    """An object in full."""
-    return PackEntry(oid, entry_header(_TYPE[kind], len(data)) + _deflate(kind, data))
-
-
-def _deflate(kind: Kind, data: bytes) -> bytes:
-    if len(data) <= _SMALL_BYTES:
-        level = 0 if kind == "tree" and len(data) <= _TINY_TREE_BYTES else 1
-        small = zlib.compressobj(level, zlib.DEFLATED, _SMALL_WINDOW, _SMALL_MEMORY)
-        return small.compress(data) + small.flush()
-    stored = kind == "tree" and _STORED_TREE_BYTES <= len(data) <= _STORED_TREE_MAX
-    return zlib.compress(data, 0 if stored else 1)
-
-
-def entry_header(kind: int, size: int) -> bytes:
-    """Type and size of an entry: four bits of the size, then seven a byte."""
-    first, size = (kind << 4) | (size & 15), size >> 4
-    if size < 0x80:  # nearly all objects
-        return bytes((first | 0x80, size)) if size else bytes((first,))
-    header = bytearray()
-    while size:
-        header.append(first | 0x80)
-        first, size = size & 0x7F, size >> 7
-    header.append(first)
-    return bytes(header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +52,7 @@ class Pack:
 
 def write_pack(
     common_dir: Path,
-    entries: Iterable[PackEntry],
+    entries: Iterable[tuple[str, bytes]],
     *,
     sync: bool,
     count: int | None = None,
@@ -189,7 +144,7 @@ class PackIndex:
 class _Body:
     """The bytes of a pack in chunks; once they were taken, its trailer and its index."""
 
-    def __init__(self, entries: Iterable[PackEntry], count: int) -> None:
+    def __init__(self, entries: Iterable[tuple[str, bytes]], count: int) -> None:
         self.index = PackIndex()
         self.trailer = b""
         self._entries = entries
@@ -197,17 +152,20 @@ class _Body:
 
     def __iter__(self) -> Iterator[bytes]:
         header = b"PACK" + (2).to_bytes(4, "big") + self._count.to_bytes(4, "big")
-        digest = hashlib.sha1(header, usedforsecurity=False)
+        digest = hashlib.sha1(usedforsecurity=False)
         chunk, offset, held = [header], len(header), 0
-        for entry in self._entries:
-            self.index.add(entry.oid, zlib.crc32(entry.data), offset)
-            chunk.append(entry.data)
-            offset += len(entry.data)
-            held += len(entry.data)
-            digest.update(entry.data)
+        add = self.index.add
+        for oid, data in self._entries:
+            add(oid, zlib.crc32(data), offset)
+            chunk.append(data)
+            offset += len(data)
+            held += len(data)
             if held >= _CHUNK_BYTES:
-                yield from chunk if len(entry.data) >= _CHUNK_BYTES else (b"".join(chunk),)
+                for piece in chunk if len(data) >= _CHUNK_BYTES else (b"".join(chunk),):
+                    digest.update(piece)
+                    yield piece
                 chunk, held = [], 0
+        digest.update(b"".join(chunk))
         self.trailer = digest.digest()
         yield b"".join([*chunk, self.trailer])
 

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scp_git.errors import RepositoryBusy, StorageFailed
 from scp_git.git.files import CheckedRecord, sync_dir, unlink
 from scp_git.git.locks import INDEX_LOCK_STALE_S, LockFile
 from scp_git.git.objects import is_oid
 from scp_git.git.refs import PackedVersion, Refs
+from scp_git.layout import RUN_TAG_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -36,17 +37,13 @@ class RefMoved(Exception):
     """A ref no longer has the value that the transaction was built on; build it again."""
 
 
-@dataclass(frozen=True, slots=True)
-class RefChange:
+class RefChange(NamedTuple):
     """One ref from ``old`` to ``new``; None means absent. ``peeled`` is a tag's commit."""
 
     name: str
     old: str | None
     new: str | None
     peeled: str | None = None
-
-    def to_json(self) -> list[str | None]:
-        return [self.name, self.old, self.new, self.peeled]
 
     @classmethod
     def parse(cls, value: Any) -> RefChange:
@@ -159,14 +156,16 @@ class Publisher:
 
     def _declare(self, changes: Sequence[RefChange], locks: Iterable[LockFile]) -> None:
         value = {
-            "refs": [change.to_json() for change in changes],
+            "refs": list(changes),
             "locks": [[os.path.relpath(lock.path, self.common_dir), lock.inode] for lock in locks],
         }
         self.intent.write(value, sync=self.sync and len(changes) > 1)
 
     def _check(self, changes: Sequence[RefChange], bulk: set[RefChange]) -> None:
+        survey = self.refs.survey(RUN_TAG_PREFIX) if bulk else None
         for change in changes:
-            if self.refs.read_direct(change.name) != change.old:
+            refs = survey if survey and change.name.startswith(RUN_TAG_PREFIX) else self.refs
+            if refs.read_direct(change.name) != change.old:
                 raise RefMoved(change.name)
             if change.old is None and change.new is not None and change not in bulk:
                 obstacle = self.refs.obstacle(change.name)

@@ -19,6 +19,7 @@ _PER_WORKTREE = ("refs/bisect/", "refs/worktree/", "refs/rewritten/")
 _MAX_SYMBOLIC = 5
 _STRIDE = 4096
 _MANY = 64
+_PLACES_MAX = 16 * 1024
 PackedVersion = tuple[int, int, int] | None
 """Inode, size and time of change of a ``packed-refs``; None where there is none."""
 PACKED_HEADER = b"# pack-refs with: peeled fully-peeled sorted \n"
@@ -40,9 +41,13 @@ class PackedRefs:
         first = data[: max(data.find(b"\n"), 0)]
         self._sorted = b" sorted" in first
         self._marks: tuple[list[bytes], list[int]] = ([], [])
+        self._places: dict[bytes, int] = {}
 
     def prepare(self) -> PackedRefs:
-        """Be ready to look up many refs: note the name and place of one every few kilobytes."""
+        """Be ready to look up many refs, and each several times.
+
+        The name and place of one every few kilobytes is noted, and what was found.
+        """
         if not self._sorted or self._marks[0]:
             return self
         names: list[bytes] = []
@@ -66,6 +71,14 @@ class PackedRefs:
             if self._sorted and ref > wanted:
                 break
         return None
+
+    def below(self, name: str) -> str | None:
+        """A ref for which ``name`` would be a folder."""
+        folder = f"{name}/".encode()
+        for ref, _, _ in self._lines(self._lower_bound(name.encode())) if self._sorted else ():
+            if ref >= folder:  # nearly always the first
+                return ref.decode("utf-8", "surrogateescape") if ref.startswith(folder) else None
+        return next((found for found, _, _ in self.entries(f"{name}/")), None)
 
     def entries(self, prefix: str = "") -> Iterator[tuple[str, str, str | None]]:
         """Name, object and peeled object of every ref below ``prefix``."""
@@ -93,7 +106,7 @@ class PackedRefs:
         elif len(encoded) >= _MANY:
             self.prepare()
         for ref, row in sorted(encoded.items()):
-            start = self._lower_bound(ref, position) if data else 0
+            start = self._lower_bound(ref) if data else 0
             yield data[position:start]
             position = self._end_of(ref, start) if data else 0
             if row is not None:
@@ -133,15 +146,23 @@ class PackedRefs:
                 peeled = bytes(data[position + 1 : position + 41]).decode("ascii", "replace")
             yield line[41:], line[:40], peeled
 
-    def _lower_bound(self, wanted: bytes, low: int = 0) -> int:
-        """The start of the first ref line from ``low`` on whose name is not below ``wanted``."""
-        data = self._data
-        high = len(data)
+    def _lower_bound(self, wanted: bytes) -> int:
+        """The start of the first ref line whose name is not below ``wanted``."""
         names, places = self._marks
-        if names:
+        if not names:
+            return self._search(wanted, 0, len(self._data))
+        place = self._places.get(wanted)
+        if place is None:
             after = bisect_left(names, wanted)
-            low = max(low, places[after - 1] if after else 0)
-            high = places[after] if after < len(places) else high
+            high = places[after] if after < len(places) else len(self._data)
+            place = self._search(wanted, places[after - 1] if after else 0, high)
+            if len(self._places) >= _PLACES_MAX:
+                self._places.clear()
+            self._places[wanted] = place
+        return place
+
+    def _search(self, wanted: bytes, low: int, high: int) -> int:
+        data = self._data
         while low < high:
             middle = (low + high) // 2
             start = data.rfind(b"\n", low, middle) + 1 or low
@@ -173,11 +194,13 @@ class Survey:
         oid = self._packed.get(name)
         return oid if is_oid(oid) else None
 
+    def read_direct(self, name: str) -> str | None:
+        if name in self._files or name in self._folders:
+            return self._refs.read_direct(name)
+        return self.read(name)
+
     def below(self, name: str) -> str | None:
-        if name in self._folders:
-            return self._refs.below(name)
-        packed = next(self._packed.entries(f"{name}/"), None)
-        return packed[0] if packed else None
+        return self._refs.below(name) if name in self._folders else self._packed.below(name)
 
 
 class Refs:
@@ -240,8 +263,7 @@ class Refs:
 
     def below(self, name: str) -> str | None:
         """A ref for which ``name`` would be a folder."""
-        packed = next(self.packed().entries(f"{name}/"), None)
-        return packed[0] if packed else next((found for found, _ in self.loose(f"{name}/")), None)
+        return self.packed().below(name) or next((found for found, _ in self.loose(f"{name}/")), None)
 
     def survey(self, prefix: str) -> Survey:
         """The refs of one folder as they are at this moment, for looking up many."""

@@ -264,16 +264,26 @@ class TreeEditor:
         """
         self._set(path, DIR if is_dir(raw) else FILE, raw_oid(raw), whole=whole)
 
-    def graft_into(self, path: str, raws: Iterable[bytes]) -> None:
-        """As ``graft`` with ``whole``, for any number of subfolders of one folder."""
-        folder: Tree | None = None
-        for raw in raws:
-            name = raw[raw.index(b" ") + 1 : -21]
-            if folder is None:
-                self.graft(f"{path}/{decode_name(name)}", raw, whole=True)
-                folder = self.folder(path)
-            else:
-                self._put(folder, name, raw, None)
+    def graft_all(self, folders: Mapping[str, Iterable[bytes]]) -> None:
+        """As ``graft`` with ``whole``, for many subfolders, by the folder that they are put into."""
+        above: dict[str, Tree] = {"": self.root}
+        for path, raws in folders.items():
+            folder = self._opened_for(path, above)
+            for raw in raws:
+                self._put(folder, raw[raw.index(b" ") + 1 : -21], raw, None)
+            self._touched.append((path, EMPTY_TREE))
+
+    def _opened_for(self, path: str, above: dict[str, Tree]) -> Tree:
+        """The folder, made where there is none; ``above`` are those marked to be written again."""
+        tree = above.get(path)
+        if tree is None:
+            head, _, leaf = path.rpartition("/")
+            parent, name = self._opened_for(head, above), encode_name(leaf)
+            tree = self._child(parent, name) or Tree(EMPTY_TREE, b"")
+            raw = DIR + b" " + name + b"\0" + bytes.fromhex(tree.oid or EMPTY_TREE)
+            self._put(parent, name, raw, tree)
+            above[path] = tree
+        return tree
 
     def remove(self, path: str) -> bool:
         """Remove a file or a whole folder, and the folders above that become empty."""

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from scp_git.errors import AlreadyExists, InvalidId, NotFound, StorageFailed, UnsupportedRepository
 from scp_git.git.committer import Committer
+from scp_git.git.entries import encode_entry
 from scp_git.git.handle import Repository, translated
 from scp_git.git.healing import recover
 from scp_git.git.notes import append_note, read_note
@@ -29,7 +30,7 @@ from scp_git.git.objects import (
     parse_commit,
     tag_text,
 )
-from scp_git.git.pack import encode_entry, write_pack
+from scp_git.git.pack import write_pack
 from scp_git.git.publish import RefChange, RefMoved
 from scp_git.git.transaction import Transaction
 from scp_git.git.tree import TreeEditor
@@ -147,7 +148,8 @@ class _CreateTag:
         present = tx.tag(self.run_id)
         if present is None:
             tagger = tx.identity.stamp(tx.seconds)
-            tx.set_tag(self.run_id, encode_tag(self.tag_name, self.target, tagger, self.message), self.target)
+            data = encode_tag(self.tag_name, self.target, tagger, self.message.encode())
+            tx.set_tag(self.run_id, data, self.target)
         elif not self._is_this(tx.store.find(present, TAG)):
             raise AlreadyExists("tag", self.tag_name)
 

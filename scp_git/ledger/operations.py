@@ -17,7 +17,6 @@ from scp_git.codec import (
     load_lines,
     load_object,
     same_json,
-    tag_message,
 )
 from scp_git.errors import AlreadyExists, RecordTooLarge
 from scp_git.git.anchors import find_run, read_record, run_tag
@@ -38,7 +37,7 @@ from scp_git.layout import (
     run_dir,
 )
 from scp_git.models import Run, RunEvent
-from scp_git.soundness import surely_event, surely_run
+from scp_git.soundness import file_of, line_of, surely_event, surely_run
 
 _UNSET_EVENT = RunEvent().model_dump()
 _ANCHOR_BYTES = 1024
@@ -68,7 +67,7 @@ class RecordRun:
     run_id: str
     record: JsonObject
     """The run as it is stored, without its anchor."""
-    message: str
+    message: bytes
     """The same as the message of its tag."""
     filled: frozenset[str]
     """The fields that the caller left empty; they do not count when a run is recorded twice."""
@@ -100,23 +99,29 @@ class RecordRun:
         if not isinstance(run, Run):
             raise TypeError(f"run must be a Run, not {type(run).__name__}")
         check_id("run", run.run_id)
-        record = run.model_dump()
+        return cls.of(run.model_dump(), given_events(events), user=user, head=head, past=past)
+
+    @classmethod
+    def of(
+        cls, record: JsonObject, events: Sequence[JsonObject], *, user: str, head: str | None, past: bool
+    ) -> RecordRun:
+        """As ``prepare``, from the fields of a run and of its events, which it takes over."""
         if not surely_run(record):
             record = Run.model_validate(record).model_dump()
-        filled = frozenset(name for name in _FILLED if not record[name])
+        filled = frozenset([name for name in _FILLED if not record[name]])
         if not past:
             record["user"] = record["user"] or user
             record["code_ref"] = record["code_ref"] or head or ""
         _fill_times(record, past=past)
-        message = tag_message(record)
+        message = line_of(record)
         length = _file_length(record, message)
         if length > MAX_RECORD_BYTES:
-            raise RecordTooLarge("run", run.run_id, length, MAX_RECORD_BYTES)
-        stored, timeless = _stored_events(events or (), record["started_at"] if past else None)
-        lines = [f"{dump_compact(event)}\n".encode() for event in stored]
+            raise RecordTooLarge("run", record["run_id"], length, MAX_RECORD_BYTES)
+        stored, timeless = _stored_events(events, record["started_at"] if past else None)
+        lines = list(map(line_of, stored))
         longest = max(map(len, lines), default=0)
         if longest > MAX_PART_BYTES:
-            raise RecordTooLarge("an event of run", run.run_id, longest, MAX_PART_BYTES)
+            raise RecordTooLarge("an event of run", record["run_id"], longest, MAX_PART_BYTES)
         parts = tuple(cut_parts(lines))
         size = 3 * length + sum(map(len, parts))
         return cls(record["run_id"], record, message, filled, parts, timeless, head, size)
@@ -140,7 +145,7 @@ class RecordRun:
                 tx.set_tag(self.run_id, run_tag(self.run_id, record, anchor), anchor.target)
             record["anchor"] = anchor.to_json()
         folder = run_dir(self.run_id)
-        tx.ledger.put(f"{folder}/{RUN_FILE}", dump_pretty(record))
+        tx.ledger.put(f"{folder}/{RUN_FILE}", file_of(record))
         for number, part in enumerate(self.parts, 1):
             tx.ledger.put(f"{folder}/{part_name('events', number)}", part)
         tx.recorded.append((self.run_id, str(record["started_at"])))
@@ -253,42 +258,53 @@ def _end(started: datetime, duration_ms: int) -> datetime:
         return clock.now()
 
 
-def _file_length(record: JsonObject, message: str) -> int:
+def _file_length(record: JsonObject, message: bytes) -> int:
     """About how long run.json will be, with its anchor; exact where it matters."""
-    length = len(message.encode())
+    length = len(message)
     # An indented file can be many times longer than one line.
     return length + _ANCHOR_BYTES if length < _SURELY_SMALL else len(dump_pretty(record)) + _ANCHOR_BYTES
 
 
-def _stored_events(
-    events: Iterable[RunEvent | Mapping[str, Any]], moment: str | None
-) -> tuple[list[JsonObject], frozenset[int]]:
-    """The events with exactly the keys given, and ``seq`` and ``ts`` where they were left out.
+def given_events(events: Iterable[RunEvent | Mapping[str, Any]] | None) -> list[JsonObject]:
+    """The events with exactly the keys that the caller gave; ``TypeError`` for what is no event."""
+    return [_given_event(event) for event in events or ()]
 
-    ``moment`` is the time of those without one, instead of the clock's.
+
+def _given_event(event: RunEvent | Mapping[str, Any]) -> JsonObject:
+    if isinstance(event, RunEvent):
+        chosen = event.model_fields_set
+        return {
+            name: value
+            for name, value in (event.__dict__ | (event.__pydantic_extra__ or {})).items()
+            if name in chosen or value != _UNSET_EVENT.get(name)
+        }
+    if isinstance(event, Mapping):
+        return dict(event)
+    raise TypeError(f"an event must be a RunEvent or a mapping, not {type(event).__name__}")
+
+
+def _stored_events(
+    events: Iterable[JsonObject], moment: str | None
+) -> tuple[list[JsonObject], frozenset[int]]:
+    """The events with ``seq`` and ``ts`` where they were left out, in the order of ``seq``.
+
+    ``moment`` is the time of those without one, instead of the clock's. Says also
+    which of them had none.
     """
     stored: list[JsonObject] = []
     timeless: set[int] = set()
-    seq = 0
-    for event in events:
-        if isinstance(event, RunEvent):
-            chosen = event.model_fields_set
-            given = {
-                name: value
-                for name, value in (event.__dict__ | (event.__pydantic_extra__ or {})).items()
-                if name in chosen or value != _UNSET_EVENT.get(name)
-            }
-        elif isinstance(event, Mapping):
-            given = dict(event)
-        else:
-            raise TypeError(f"an event must be a RunEvent or a mapping, not {type(event).__name__}")
+    seq, in_order = 0, True
+    for given in events:
         number, ts = given.pop("seq", 0), given.pop("ts", "")
         if not surely_event({"seq": number, "ts": ts, **given}):
             checked = RunEvent.model_validate({"seq": number, "ts": ts, **given})
             number, ts = checked.seq, checked.ts
+        in_order = in_order and not 0 < number < seq
         seq = number or seq + 1
         if not ts:
             timeless.add(len(stored))
         stored.append({"seq": seq, "ts": ts or moment or now_iso(), **given})
+    if in_order:
+        return stored, frozenset(timeless)
     order = sorted(range(len(stored)), key=lambda position: stored[position]["seq"])
     return [stored[i] for i in order], frozenset(n for n, i in enumerate(order) if i in timeless)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -52,11 +53,12 @@ class ArchiveVerbs(LedgerVerbs):
         """
         if not isinstance(runs, Iterable):
             raise TypeError(f"runs must be an iterable, not {type(runs).__name__}")
-        job, items = self.importing(strict=strict), iter(runs)
-        while job.feed(items):
-            if on_progress is not None:
-                on_progress(job.report)
-        return job.finish()
+        items = iter(runs)
+        with closing(self.importing(strict=strict)) as job:
+            while job.feed(items):
+                if on_progress is not None:
+                    on_progress(job.report)
+            return job.finish()
 
     def maintain(self, *, tags: bool = False) -> Maintenance:
         """Merge packs and pack loose tags, as far as that is worth it; returns what was done.
@@ -87,6 +89,7 @@ class ArchiveVerbs(LedgerVerbs):
             self._outcome,
             hot_max=self.settings.hot_max,
             hot_min=self.settings.hot_min,
+            helpers=self.settings.import_helpers,
             strict=strict,
             meta=self._meta,
         )
