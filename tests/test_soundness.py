@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from scp_git import Run, RunEvent
-from scp_git.soundness import surely_event, surely_run
+from scp_git.codec import dump_compact, dump_pretty
+from scp_git.soundness import file_of, is_plain, line_of, surely_event, surely_run
 
 times = st.sampled_from(
     [
@@ -64,6 +67,42 @@ def test_a_run_that_passes_is_one_that_the_model_takes_unchanged(changes: dict[s
 def test_an_event_that_passes_is_one_that_the_model_takes_unchanged(fields: dict[str, Any]) -> None:
     if surely_event(fields):
         assert validated(RunEvent, fields) == fields
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]))
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | words,
+    lambda inner: st.lists(inner) | st.dictionaries(words, inner),
+)
+
+
+class Name(str):
+    pass
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+@given(plain)
+def test_what_is_plain_is_spelled_as_json_spells_it(value: Any) -> None:
+    assert is_plain(value)
+    assert to_json(value).decode() == dump_compact(value)
+    assert to_json(value, indent=2) + b"\n" == dump_pretty(value)
+
+
+@pytest.mark.parametrize(
+    "odd", [1.0, 1e-5, 1e16, Name("x"), Level.HIGH, (1, 2), {1: 2}, {Name("x"): 1}, b"x"]
+)
+def test_what_is_not_plain_is_left_to_json(odd: Any) -> None:
+    for value in (odd, [odd], {"a": {"b": [odd]}}):
+        assert not is_plain(value)
+
+
+@given(st.recursive(plain | st.floats(allow_nan=False, allow_infinity=False), lambda inner: st.lists(inner)))
+def test_any_value_becomes_the_same_line_and_file(value: Any) -> None:
+    assert line_of(value) == f"{dump_compact(value)}\n".encode()
+    assert file_of(value) == dump_pretty(value)
 
 
 def test_ordinary_records_pass() -> None:
