@@ -17,10 +17,11 @@ import pytest
 import scp_git
 from scp_git import Maintenance, NotARepository, Run, Settings, Store, open_store
 from scp_git.git import locks, maintenance, pack
+from scp_git.git.entries import encode_entry
 from scp_git.git.files import write_all
 from scp_git.git.locks import Gate, LockFile
 from scp_git.git.objects import BLOB, hash_object
-from scp_git.git.pack import encode_entry, write_pack
+from scp_git.git.pack import write_pack
 from scp_git.git.publish import Publisher
 from scp_git.git.refs import PACKED_HEADER
 from tests.sight import ids, tagged
