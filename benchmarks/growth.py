@@ -6,6 +6,7 @@ Recording beside git is in ``record.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 
@@ -13,48 +14,54 @@ from benchmarks.harness import Benchmark, Plan, Result, flush_journal, summarise
 from benchmarks.repositories import Shelf, sample_run
 from benchmarks.tables import Line, markdown, thousands
 from scp_git import Store
+from scp_git.ids import parse_time
 
 WRITE = "write"
 ROOM = "room"
 
 
 def write(plan: Plan) -> Iterator[Result]:
-    """One durable write at a time, with so many runs present, after a few to warm up."""
-    for present in plan.present:
-        if present:
-            store = Store.open(Shelf(plan.folder).copy(present))
-            newest, oldest = _ends(store, present)
-            writes: dict[str, Callable[[], object]] = {
-                "record_run": _recording(store),
-                "send_message, about the newest run": _saying(store, newest),
-                "send_message, about the oldest run": _saying(store, oldest),
-                "send_message, in a thread": _saying(store, None),
-            }
-            for name, call in writes.items():
-                yield summarise(WRITE, name, present, "full", list(_seconds(call, plan)))
-            store.close()
+    """One durable write at a time, with so many runs present, after a few to warm up.
+
+    Each is done in turn with few runs present and with many, as the machine is not
+    equally quick from one minute to the next.
+    """
+    shelf = Shelf(plan.folder)
+    stores = {present: Store.open(shelf.copy(present)) for present in plan.present if present}
+    calls = {present: _calls(store, present) for present, store in stores.items()}
+    seconds: dict[tuple[int, str], list[float]] = {(n, name): [] for n in stores for name in _NAMES}
+    for name in _NAMES:
+        for number in range(plan.samples + 3):
+            for present in stores:
+                flush_journal(plan.folder)
+                start = perf_counter()
+                calls[present][name]()
+                if number >= 3:
+                    seconds[present, name].append(perf_counter() - start)
+    for store in stores.values():
+        store.close()
+    for (present, name), taken in seconds.items():
+        yield summarise(WRITE, name, present, "full", taken)
 
 
-def _ends(store: Store, present: int) -> tuple[str, str]:
-    ids = [run.run_id for run in store.list_runs(n=present)]
-    return ids[0], ids[-1]
+_NAMES = (
+    "record_run",
+    "send_message, about the newest run",
+    "send_message, about the oldest run",
+    "send_message, in a thread",
+)
 
 
-def _recording(store: Store) -> Callable[[], object]:
-    return lambda: store.record_run(*sample_run(0))
+def _calls(store: Store, present: int) -> dict[str, Callable[[], object]]:
+    newest = store.list_runs(n=1)[0]
+    first = parse_time(newest.started_at) - timedelta(hours=present - 1)
+    oldest = store.list_runs(n=1, until=first + timedelta(minutes=30))[0]
 
+    def say(run_id: str | None) -> Callable[[], object]:
+        return lambda: store.send_message("Health checks passed", run_id=run_id)
 
-def _saying(store: Store, run_id: str | None) -> Callable[[], object]:
-    return lambda: store.send_message("Health checks passed", run_id=run_id)
-
-
-def _seconds(call: Callable[[], object], plan: Plan) -> Iterator[float]:
-    for number in range(plan.samples + 3):
-        flush_journal(plan.folder)
-        start = perf_counter()
-        call()
-        if number >= 3:
-            yield perf_counter() - start
+    calls = (lambda: store.record_run(*sample_run(0)), say(newest.run_id), say(oldest.run_id), say(None))
+    return dict(zip(_NAMES, calls, strict=True))
 
 
 def room(plan: Plan) -> Iterator[Result]:
