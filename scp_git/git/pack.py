@@ -104,21 +104,22 @@ class PackIndex:
     """The ids, checksums and places of a pack's entries; in arrays, as a merge has hundreds of thousands."""
 
     def __init__(self) -> None:
-        self._oids: list[bytes] = []
+        self._oids: list[str] = []
         self._crcs = array("I")
         self._offsets = array("Q")
 
     def add(self, oid: str, crc: int, offset: int) -> None:
-        self._oids.append(bytes.fromhex(oid))
+        self._oids.append(oid)
         self._crcs.append(crc)
         self._offsets.append(offset)
 
     def encode(self, trailer: bytes) -> bytes:
         """The ``.idx`` file, version 2, for a pack that ends in ``trailer``."""
         order = sorted(range(len(self._oids)), key=self._oids.__getitem__)
+        oids = bytes.fromhex("".join([self._oids[i] for i in order]))
         counts = [0] * 256
-        for oid in self._oids:
-            counts[oid[0]] += 1
+        for first in oids[::20]:
+            counts[first] += 1
         short, large = array("I"), array("Q")
         for i in order:
             offset = self._offsets[i]
@@ -133,7 +134,7 @@ class PackIndex:
             [
                 b"\xfftOc\0\0\0\2",
                 struct.pack(">256I", *accumulate(counts)),
-                *(self._oids[i] for i in order),
+                oids,
                 *(column.tobytes() for column in columns),
                 trailer,
             ]

@@ -42,6 +42,7 @@ class PackedRefs:
         self._sorted = b" sorted" in first
         self._marks: tuple[list[bytes], list[int]] = ([], [])
         self._places: dict[bytes, int] = {}
+        self._last = b""
 
     def prepare(self) -> PackedRefs:
         """Be ready to look up many refs, and each several times.
@@ -58,6 +59,8 @@ class PackedRefs:
             names.append(bytes(self._data[place + 41 : end if end > 0 else len(self._data)]))
             places.append(place)
             place = self._next_ref(place + _STRIDE)
+        for name, _, _ in self._lines(places[-1]) if places else ():
+            self._last = name
         self._marks = names, places
         return self
 
@@ -75,9 +78,11 @@ class PackedRefs:
     def below(self, name: str) -> str | None:
         """A ref for which ``name`` would be a folder."""
         folder = f"{name}/".encode()
-        for ref, _, _ in self._lines(self._lower_bound(name.encode())) if self._sorted else ():
-            if ref >= folder:  # nearly always the first
-                return ref.decode("utf-8", "surrogateescape") if ref.startswith(folder) else None
+        if self._sorted:
+            # From the name itself, which is looked up as well: seldom does anything lie between the two.
+            following = next(self._lines(self._lower_bound(name.encode())), None)
+            if following is None or (following[0] > folder and not following[0].startswith(folder)):
+                return None
         return next((found for found, _, _ in self.entries(f"{name}/")), None)
 
     def entries(self, prefix: str = "") -> Iterator[tuple[str, str, str | None]]:
@@ -152,6 +157,8 @@ class PackedRefs:
         if not names:
             return self._search(wanted, 0, len(self._data))
         place = self._places.get(wanted)
+        if place is None and wanted > self._last:
+            return len(self._data)
         if place is None:
             after = bisect_left(names, wanted)
             high = places[after] if after < len(places) else len(self._data)

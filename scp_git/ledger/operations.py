@@ -272,11 +272,11 @@ def given_events(events: Iterable[RunEvent | Mapping[str, Any]] | None) -> list[
 
 def _given_event(event: RunEvent | Mapping[str, Any]) -> JsonObject:
     if isinstance(event, RunEvent):
-        chosen = event.model_fields_set
+        values, chosen = event.__dict__, event.__pydantic_fields_set__
+        if event.__pydantic_extra__:
+            values = values | event.__pydantic_extra__
         return {
-            name: value
-            for name, value in (event.__dict__ | (event.__pydantic_extra__ or {})).items()
-            if name in chosen or value != _UNSET_EVENT.get(name)
+            name: value for name, value in values.items() if name in chosen or value != _UNSET_EVENT.get(name)
         }
     if isinstance(event, Mapping):
         return dict(event)

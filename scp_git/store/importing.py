@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -132,20 +133,22 @@ class Import:
         given = Given(self._position, run.run_id)
         try:
             check_id("run", run.run_id)
-            record, plain = run.model_dump(), given_events(events)
+            plain = given_events(events)
+            if self._makers is not None:
+                with suppress(ValueError):  # not of builtin types only
+                    given.packed = pack((_fields(run), plain, self._target(run.code_ref)))
+                    return given
+            record = run.model_dump()
         except _BAD as exc:
             given.outcome = exc
-            return given
-        code_ref = str(record["code_ref"])
-        target = code_ref if code_ref and self._has_commit(code_ref) else self._head or ""
-        if self._makers is None:
-            given.make_now(record, plain, target, self._identity)
-            return given
-        try:
-            given.packed = pack((record, plain, target))
-        except ValueError:  # not of builtin types only
-            given.make_now(record, plain, target, self._identity)
+        else:
+            given.make_now(record, plain, self._target(record["code_ref"]), self._identity)
         return given
+
+    def _target(self, code_ref: object) -> str:
+        """The commit that the run is tagged on, empty if there is none yet."""
+        name = str(code_ref)
+        return name if name and self._has_commit(name) else self._head or ""
 
     def _hand_over(self) -> None:
         """Have the slice made ready by a helper, or here if none has time."""
@@ -234,3 +237,9 @@ class Import:
         added = outcomes.count(True)
         if added:
             bus.publish("ledger:imported", data={"added": added}, meta=self._meta)
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    """What ``model_dump`` gives, of an ordinary run without copying: packing copies."""
+    plain = type(run) is Run and not run.__pydantic_extra__
+    return run.__dict__ if plain else run.model_dump()
