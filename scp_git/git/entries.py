@@ -16,7 +16,7 @@ _STORED_TREE_MAX = 512 * 1024
 # zlib clears a quarter of a megabyte for each object unless told that the object is small.
 _SMALL_BYTES, _SMALL_WINDOW, _SMALL_MEMORY = 4095, 12, 4
 # Half of such a tree is object ids, which do not get smaller.
-_TINY_TREE_BYTES = 128
+_TINY_TREE_BYTES = 512
 
 
 class PackEntry(NamedTuple):
