@@ -3,9 +3,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 
 python := $(VENV)/bin/python
 installed := $(VENV)/.installed
+
+# What measures waiting times runs by itself, after the others. 5 says that no test was chosen.
+chosen = || [ $$? -eq 5 ]
+pytest = $(python) -m pytest -n $(JOBS) --dist worksteal -m "not alone" $(1) $(chosen)
+alone = $(python) -m pytest -m alone $(1) $(chosen)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full lint type bench bench-full check venv clean
@@ -17,10 +23,12 @@ demo: $(installed) ## record real commands in a new repository and look at them
 	$(python) docs/demo.py
 
 test: $(installed) ## run every test in its short form; ARGS="-k word" picks some
-	$(python) -m pytest $(ARGS)
+	$(call pytest,$(ARGS))
+	$(call alone,$(ARGS))
 
 test-full: $(installed) ## run the long forms too
-	$(python) -m pytest --full $(ARGS)
+	$(call pytest,--full $(ARGS))
+	$(call alone,--full $(ARGS))
 
 lint: $(installed) ## look for mistakes
 	$(python) -m ruff check

@@ -292,6 +292,7 @@ async def worst_gap(work: Callable[[], Awaitable[object]], callers: int) -> floa
     return max(gaps)
 
 
+@pytest.mark.alone
 async def test_the_loop_stays_free_while_300_callers_record(repo: Path) -> None:
     async with open_store(repo) as store:
         await store.record_run(Run(type="x"))
@@ -313,6 +314,7 @@ async def test_the_loop_stays_free_while_300_callers_record(repo: Path) -> None:
     assert len(ids(repo)) == 1 + 300 * len(measured)
 
 
+@pytest.mark.alone
 async def test_reading_and_opening_do_not_hold_up_the_loop_either(repo: Path) -> None:
     await record(repo, "r", 300)
     gap = min([await worst_gap(lambda: scp_git.list_runs(repo, n=5), 50) for _ in range(3)])

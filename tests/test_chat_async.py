@@ -206,6 +206,7 @@ async def test_a_damaged_ciphertext_hides_no_other_message(store: AsyncStore, ke
     assert shown == [f"{SECRET} 2", "[encrypted]", f"{SECRET} 0"]
 
 
+@pytest.mark.alone
 async def test_encrypting_and_large_texts_leave_the_loop_free(store: AsyncStore, key: None) -> None:
     await store.send_message("warm", encrypt=True)
     gaps: list[float] = []

@@ -373,6 +373,7 @@ def test_threads_that_cannot_be_had_are_done_without(
     assert reveal(page, ROOT) == [f"text {n}" for n in range(5)]
 
 
+@pytest.mark.alone
 def test_a_page_of_200_is_quick_the_second_time() -> None:
     page = [encrypt_text(f"text {n}", ROOT) for n in range(20)] * 10
     assert HIDDEN not in reveal(page, ROOT)

@@ -721,6 +721,7 @@ def test_readers_on_two_loops_and_in_a_thread_hear_the_same(repo: Path) -> None:
     assert heard == {"asyncio": ids, "trio": ids, "thread": ids}
 
 
+@pytest.mark.alone
 async def test_the_loop_stays_free_while_a_large_difference_is_taken(repo: Path) -> None:
     store = AsyncStore(Store.open(repo, Settings(durability="os")))
     record_many(store.store, 2000)

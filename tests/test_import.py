@@ -249,6 +249,7 @@ async def test_the_function_raises(tmp_path: Path, repo: Path) -> None:
         await scp_git.import_runs(repo, 42)  # type: ignore[arg-type]
 
 
+@pytest.mark.alone
 async def test_the_loop_stays_free_while_importing(repo: Path) -> None:
     gaps: list[float] = []
 

@@ -143,6 +143,7 @@ def test_where_nothing_was_written_there_is_nothing_to_do(repo: Path, tmp_path: 
     assert not (repo / ".git/scp").exists()
 
 
+@pytest.mark.alone
 def test_writers_do_not_wait_for_a_merge(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(repo, OS)
     fill(store, 6)
@@ -300,6 +301,7 @@ def housekeeping(
 KEEPERS = [by_request, by_the_writer]
 
 
+@pytest.mark.alone
 @pytest.mark.untidy("tags without runs", skip=["fsck", "tags"])
 @pytest.mark.parametrize("keep", KEEPERS)
 def test_housekeeping_holds_no_writer_up(
@@ -308,6 +310,7 @@ def test_housekeeping_holds_no_writer_up(
     housekeeping(make_repo, 50_000, 1_500, 2_000, keep)
 
 
+@pytest.mark.alone
 @pytest.mark.full
 @pytest.mark.untidy("tags without runs", skip=["fsck", "tags"])
 @pytest.mark.parametrize("keep", KEEPERS)

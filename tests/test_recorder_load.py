@@ -27,6 +27,8 @@ TRIES = 4
 """What depends on time is tried again: a shared machine may be away for longer than all our limits."""
 LOAD = Path(__file__).with_name("load.py")
 
+pytestmark = pytest.mark.alone
+
 
 def command(repo: Path, seconds: float, recorders: int, backend: str, *then: str) -> list[str]:
     return [sys.executable, str(LOAD), str(repo), str(RATE), str(seconds), str(recorders), backend, *then]
