@@ -96,7 +96,9 @@ def record_states(
     outcome = server.run(root, series.attack, strace=options, timeout_s=120, **job)
     assert outcome.status == 0 and not outcome.errors and not outcome.bugs, outcome
     found = states(disk, read_trace(trace), seed=SEED, mixes=mixes)
-    assert disk.acked == [line for line in outcome.lines if line.startswith(("ACK ", "DEL ", "SENT "))]
+    # Threads that say it at the same time are not always heard in the order in which they were traced.
+    said = [line for line in outcome.lines if line.startswith(("ACK ", "DEL ", "SENT "))]
+    assert sorted(disk.acked) == sorted(said)
     return known, found
 
 

@@ -19,12 +19,12 @@ from scp_git.git.handle import Odb, Repository, translated
 from scp_git.git.healing import BRANCHES, Beginning, Tips, begin, drop_old_locks, recover
 from scp_git.git.history import History
 from scp_git.git.locks import Gate, LockFile
-from scp_git.git.objects import BLOB, COMMIT, ObjectStore, encode_commit
+from scp_git.git.objects import BLOB, COMMIT, TREE, ObjectStore, encode_commit
 from scp_git.git.pack import Pack, write_pack
 from scp_git.git.publish import SCRATCH_PREFIX, Publisher, RefChange, RefMoved
 from scp_git.git.tracking import mend
 from scp_git.git.transaction import Footing, Operation, Transaction
-from scp_git.git.tree import EMPTY_TREE, TreeEditor, drop_unused_files, raw_oid
+from scp_git.git.tree import EMPTY_TREE, Tree, TreeEditor, raw_oid
 from scp_git.git.untagged import Untagged
 from scp_git.git.validate import format_refusal
 from scp_git.git.view import View
@@ -267,7 +267,7 @@ class Committer:
 
     def _write_pack(self, tx: Transaction) -> Pack | None:
         if any(editor.rewrote() for editor in (tx.ledger, tx.archive, tx.notes)):
-            drop_unused_files(tx.store)
+            _drop_unused_files(tx.store)
         count = tx.store.count()
         folder = self.repository.common_dir
         return write_pack(folder, tx.store.entries(), count=count, sync=self.sync) if count else None
@@ -355,6 +355,14 @@ def check_format(repository: Repository, data: bytes | None) -> None:
     reason = format_refusal(data)
     if reason:
         raise UnsupportedRepository(repository.root, reason)
+
+
+def _drop_unused_files(store: ObjectStore) -> None:
+    """Forget the added files that no added tree names: they were replaced again before they were written."""
+    trees = [Tree(oid, data) for oid, (kind, data) in store.added.items() if kind == TREE]
+    used = {raw_oid(raw) for tree in trees for raw in tree.raw_items().values()}
+    for oid in [oid for oid, (kind, _) in store.added.items() if kind == BLOB and oid not in used]:
+        del store.added[oid]
 
 
 def _message(subjects: list[str]) -> str:

@@ -279,10 +279,9 @@ class TreeEditor:
         if tree is None:
             head, _, leaf = path.rpartition("/")
             parent, name = self._opened_for(head, above), encode_name(leaf)
-            tree = self._child(parent, name) or Tree(EMPTY_TREE, b"")
+            tree = above[path] = self._child(parent, name) or Tree(EMPTY_TREE, b"")
             raw = DIR + b" " + name + b"\0" + bytes.fromhex(tree.oid or EMPTY_TREE)
             self._put(parent, name, raw, tree)
-            above[path] = tree
         return tree
 
     def remove(self, path: str) -> bool:
@@ -399,11 +398,3 @@ class TreeEditor:
         if oid == EMPTY_TREE:
             return Tree(EMPTY_TREE, b"")
         return self._cache.load(oid, self.store) if self._cache else Tree(oid, self.store.read(oid, TREE))
-
-
-def drop_unused_files(store: ObjectStore) -> None:
-    """Forget the added files that no added tree names: they were replaced again before they were written."""
-    trees = [data for kind, data in store.added.values() if kind == TREE]
-    used = {raw_oid(raw) for data in trees for raw, _ in _ENTRY.findall(data)}
-    for oid in [oid for oid, (kind, _) in store.added.items() if kind == BLOB and oid not in used]:
-        del store.added[oid]
