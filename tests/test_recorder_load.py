@@ -23,7 +23,7 @@ RECORDERS = 3
 MEMORY_MB = 100
 GAP_MS = 20
 LATE_S = 0.1
-TRIES = 4
+TRIES = 6
 """What depends on time is tried again: a shared machine may be away for longer than all our limits."""
 LOAD = Path(__file__).with_name("load.py")
 
