@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -152,6 +153,20 @@ def test_python_that_cannot_be_started_is_done_without(repo: Path, monkeypatch: 
         with Store.open(repo, WITH) as store:
             assert store.import_runs(items(50)).seen == 50
     assert len(ids(repo)) == 50
+
+
+@pytest.mark.usefixtures("answered")
+def test_a_process_with_very_many_descriptors_imports_as_well(repo: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2048)), hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        with Store.open(repo, WITH) as store:
+            assert store.import_runs(items(80)) == ImportReport(added=80)
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("executable", ["", "/usr/sbin/httpd", None])

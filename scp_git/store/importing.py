@@ -84,8 +84,8 @@ class Import:
 
     def feed(self, items: Iterator[Item]) -> bool:
         """Take up to ``SLICE`` items; False when there are no more. Raises what makes the import fail."""
-        if self._makers is None and self._position >= _LONG:
-            self._makers = Makers(self._identity, min(self._helpers, usable()))
+        if self._makers is None and self._position >= _LONG and (helpers := min(self._helpers, usable())) > 0:
+            self._makers = Makers(self._identity, helpers)
         taken = 0
         for item in islice(items, SLICE):
             taken += 1

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _WAITING_MAX = 8
 """So many slices wait for one helper; what comes beyond is made here."""
-_WAIT_S = 0.05
+_WAIT_MS = 50
 _PIPE_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from scp_git.ledger.making import serve; serve()"
@@ -99,9 +99,12 @@ class Makers:
         answered: list[Slice] = []
         with self._lock:
             if wait and self._helpers:
-                reading = [one.answers for one in self._helpers if one.waiting]
-                writing = [one.questions for one in self._helpers if one.unsent]
-                select.select(reading, writing, [], _WAIT_S)
+                poll = select.poll()  # not select, which knows descriptors below 1024 only
+                for one in self._helpers:
+                    poll.register(one.answers, select.POLLIN)
+                    if one.unsent:
+                        poll.register(one.questions, select.POLLOUT)
+                poll.poll(_WAIT_MS)
             for helper in list(self._helpers):
                 try:
                     helper.move()
