@@ -12,6 +12,7 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
+from scp_git.codec import JsonObject
 from scp_git.git.handle import Identity
 from scp_git.ledger.importing import MadeRun
 
@@ -29,10 +30,10 @@ def pack(given: tuple[Any, ...]) -> bytes:
     return marshal.dumps(given)
 
 
-def make(packed: bytes, identity: Identity) -> MadeRun:
-    """The run that was packed, made ready; raises as ``MadeRun.make`` does."""
+def unpack(packed: bytes) -> tuple[JsonObject, list[JsonObject], str]:
+    """What was packed."""
     record, events, target = marshal.loads(packed)
-    return MadeRun.make(record, events, target, identity)
+    return record, events, target
 
 
 def serve() -> None:
@@ -62,7 +63,7 @@ def _read(source: BinaryIO) -> Any:
 
 def _plain(packed: bytes, identity: Identity) -> tuple[Any, ...] | None:
     try:
-        made = make(packed, identity)
+        made = MadeRun.make(*unpack(packed), identity)
     except Exception:
         return None
     objects: list[Any] = [tuple(entry) for entry in made.objects]

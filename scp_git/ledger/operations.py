@@ -87,25 +87,25 @@ class RecordRun:
         *,
         user: str,
         head: str | None,
-        past: bool = False,
     ) -> RecordRun:
         """Validate and encode everything outside the gate; the caller's objects stay as they are.
-
-        Of a run of the ``past`` nothing is filled that only the present would know:
-        times come from the run itself, ``user`` and ``code_ref`` stay as they are.
 
         Raises ``InvalidId``, ``RecordTooLarge``, pydantic's ``ValidationError`` or ``TypeError``.
         """
         if not isinstance(run, Run):
             raise TypeError(f"run must be a Run, not {type(run).__name__}")
         check_id("run", run.run_id)
-        return cls.of(run.model_dump(), given_events(events), user=user, head=head, past=past)
+        return cls.of(run.model_dump(), given_events(events), user=user, head=head, past=False)
 
     @classmethod
     def of(
         cls, record: JsonObject, events: Sequence[JsonObject], *, user: str, head: str | None, past: bool
     ) -> RecordRun:
-        """As ``prepare``, from the fields of a run and of its events, which it takes over."""
+        """As ``prepare``, from the fields of a run and of its events, which it takes over.
+
+        Of a run of the ``past`` nothing is filled that only the present would know:
+        times come from the run itself, ``user`` and ``code_ref`` stay as they are.
+        """
         if not surely_run(record):
             record = Run.model_validate(record).model_dump()
         filled = frozenset([name for name in _FILLED if not record[name]])

@@ -46,7 +46,8 @@ class ArchiveVerbs(LedgerVerbs):
         there already with the same content are passed over, so an import that was
         interrupted is simply repeated. What cannot be stored is counted and listed
         (invalid, deleted, id taken by other content); with ``strict`` it is raised.
-        ``on_progress`` is called with the report so far, now and then.
+        ``on_progress`` is called with the report so far, now and then. A long import
+        starts helper processes (``Settings.import_helpers``), which end with it.
 
         An async iterable is for ``AsyncStore``. Raises ``RepositoryBusy`` or
         ``StorageFailed``; ``TypeError`` for an item that is no run.

@@ -23,7 +23,7 @@ from pathlib import Path
 from scp_git.codec import JsonObject
 from scp_git.git.handle import Identity
 from scp_git.ledger.importing import MadeRun
-from scp_git.ledger.making import HEAD_BYTES, frame, make
+from scp_git.ledger.making import HEAD_BYTES, frame, unpack
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,7 @@ class Given:
     def make(self, identity: Identity) -> None:
         """Find out what becomes of it, here."""
         if self.outcome is None:
-            try:
-                self.outcome = make(self.packed, identity)
-            except Exception as exc:
-                self.outcome = exc
+            self.make_now(*unpack(self.packed), identity)
 
     def make_now(self, record: JsonObject, events: list[JsonObject], target: str, identity: Identity) -> None:
         """As ``make``, for a run that is not packed."""
